@@ -1,0 +1,24 @@
+"""Nested Learning in PyTorch: associative memories, the Continuum Memory System and Hope.
+
+Submodules and names are imported on first use, so `import nestling` stays light.
+"""
+
+import importlib
+
+_MODULES = ("data", "evaluate", "layers", "levels", "memory", "models", "recipes", "train")
+_NAMES = {"load_state": "nestling.models.state", "save_state": "nestling.models.state"}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"nestling.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'nestling' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted(__all__)
