@@ -1,27 +1,40 @@
 """The chunk algebra: all states of one linear memory inside a chunk, in closed form.
 
-Shapes: `C` tokens in the chunk, `R` rows written (`R = C`, or `C * rank` when each token writes `rank` pairs, token
-by token), `d` key width, `o` value width; leading dimensions `...` are free (memories, batch, heads) and broadcast.
+Shapes: `C` tokens in the chunk, `R` rows written (`R = C * rank`: each token writes `rank` pairs, token by token),
+`d` key width, `o` value width; leading dimensions `...` are free (memories, batch, heads) and broadcast. Memories that
+share keys, erase strengths and retentions may be stacked along `o`: they then share one triangular solve.
 
-The token recurrence (Eq. 88 with momentum and an anchor `A`; the state is kept as its deviation from `A`) is
+The token recurrence (Nested Learning, Eq. 88, with momentum and an anchor `A`; the state is kept as its deviation
+`W - A`, which makes the anchor's share exact at any decay) is
 
-    S_t = beta_t S_{t-1} + (1 - beta_t) y_t x_t^T
+    S_t = beta_t S_{t-1} + y_t x_t^T
     W_t = W_{t-1} (alpha_t I - xi_t x_t x_t^T) + (1 - alpha_t) A + S_t
 
-with written rows `y`, keys `x`, erase strengths `xi`, retention `alpha` and momentum `beta`. Inside the chunk
+with written rows `y` (already times their strength), keys `x`, erase strengths `xi`, retention `alpha` and momentum
+`beta`; with `rank > 1` the outer products are sums over the rows of token t, which all see `W_{t-1}`. Inside the chunk
 
     W_t = A + g_t D_0 + c_t S_0 + sum_{s <= t} (m[t,s] y_s + G[t,s] e_s) x_s^T
 
-where `D_0 = W_0 - A`, `g` and `G` are products of retentions (`G[t,s] = g_t / g_s`, from sums of logarithms, never by
-division), `m` and `c` carry the momentum, and the erased rows `e` solve one unit lower-triangular system.
+where `D_0 = W_0 - A`; `g_t` and `G[t,s] = g_t / g_s` are products of retentions, taken from sums of logarithms and
+never by division; with `b` and `B` the same products of momenta, `m = G B` and `c = G b`. What is erased, `e`, solves
+one unit lower-triangular system, `K[s,r] = <x_r, x_s>`:
+
+    (I + xi * G[.-1,.] * K) e = -xi (A x_t + g_{t-1} D_0 x_t + c_{t-1} S_0 x_t + sum_{s<t} m[t-1,s] K[t,s] y_s)
+
+Without momentum `u = y + e` solves the same system with `y - xi (A x_t + g_{t-1} D_0 x_t)` on the right.
+
+A padded token carries `y = 0`, `xi = 0`, `log_alpha = 0`; with momentum also `log_beta = 0` and `live = 0` (a token
+with `live = 0` does not add `S_t` to `W_t`). Deviation and momentum then pass it unchanged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 LOG_FLOOR = -30.0
 """Smallest logarithm of one token's retention or momentum: e^-30 is zero for every purpose, its gradient is finite."""
@@ -29,7 +42,7 @@ LOG_FLOOR = -30.0
 
 def log_decay(x: Tensor) -> Tensor:
     """Natural logarithm of a retention or momentum in [0, 1], floored at `LOG_FLOOR`; any shape."""
-    return x.clamp_min(torch.finfo(x.dtype).tiny).log().clamp_min(LOG_FLOOR)
+    return x.clamp_min(math.exp(LOG_FLOOR)).log()
 
 
 def decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,3 +54,132 @@ def decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     gap = total.unsqueeze(-1) - total.unsqueeze(-2)
     above = torch.ones(gap.shape[-2:], dtype=torch.bool, device=gap.device).triu(1)
     return total.exp(), gap.masked_fill(above, -torch.inf).exp()
+
+
+def solve_unit_lower(strict: Tensor, rhs: Tensor) -> Tensor:
+    """`(I + strict)^{-1} rhs (..., R, o)`; the diagonal and upper triangle of `strict (..., R, R)` are ignored."""
+    return torch.linalg.solve_triangular(strict, rhs, upper=False, unitriangular=True)
+
+
+def _before(products: Tensor, first: float) -> Tensor:
+    """The same products `(..., C)` one token earlier; `first` is their value before the first token."""
+    return pad(products[..., :-1], (1, 0), value=first)
+
+
+@dataclass(frozen=True)
+class States:
+    """Every state of one linear memory inside a chunk.
+
+    `W_t = A + sum_i a_i[t] M_i + sum_j sum_s Q_j[t,s] r_j[s] x_s^T`.
+
+    Attributes:
+        anchor: `A (..., o, d)`, or None for zero.
+        x: keys of the written rows `(..., R, d)`.
+        matrices: pairs `(a (..., C), M (..., o, d), a_0)`; `a_0` is the coefficient before the first token.
+        rows: pairs `(Q (..., C, C), r (..., R, o))`; `Q` has no entry above its diagonal.
+        momentum: the states of `S`, a linear memory on the same keys, or None.
+        rank: rows written per token.
+    """
+
+    anchor: Tensor | None
+    x: Tensor
+    matrices: tuple[tuple[Tensor, Tensor, float], ...]
+    rows: tuple[tuple[Tensor, Tensor], ...]
+    momentum: States | None = None
+    rank: int = 1
+
+    def read(self, q: Tensor, previous: bool = False) -> Tensor:
+        """`W_t q_t (..., C, o)` for queries `(..., C, d)`, one a token; `previous`: `W_{t-1} q_t` instead."""
+        scores = q @ self.x.mT if self.rows else None
+        return self._read(q, scores, previous, 1)
+
+    def last(self) -> tuple[Tensor, Tensor | None]:
+        """The deviation `W_C - A (..., o, d)` at the chunk's end and its momentum `S_C` (None without momentum)."""
+        return self._end(), None if self.momentum is None else self.momentum._end()
+
+    def _read(self, q: Tensor, scores: Tensor | None, previous: bool, repeat: int) -> Tensor:
+        """`read` with the scores `<x_s, q_t>` given; `repeat` queries in a row belong to one token."""
+        out = q.new_zeros(()) if self.anchor is None else q @ self.anchor.mT
+        for a, matrix, first in self.matrices:
+            a = _before(a, first) if previous else a
+            a = a if repeat == 1 else a.repeat_interleave(repeat, -1)
+            out = torch.addcmul(out, a.unsqueeze(-1), q @ matrix.mT)
+        for mixing, rows in self.rows:
+            assert scores is not None
+            out = out + (scores * self._per_row(mixing, previous, repeat)) @ rows
+        return out
+
+    def _per_row(self, mixing: Tensor, previous: bool, repeat: int) -> Tensor:
+        """`(C, C)` products per token as `(C * repeat, R)` products per query and written row, for W_t or W_{t-1}."""
+        if previous:
+            mixing = pad(mixing[..., :-1, :], (0, 0, 1, 0))
+        if self.rank > 1:
+            mixing = mixing.repeat_interleave(self.rank, -1)
+        return mixing if repeat == 1 else mixing.repeat_interleave(repeat, -2)
+
+    def _end(self) -> Tensor:
+        """The state after the last token, without the anchor."""
+        total = sum(self._per_row(mixing[..., -1:, :], False, 1).mT * rows for mixing, rows in self.rows)
+        assert isinstance(total, Tensor)
+        end = total.mT @ self.x
+        for a, matrix, _ in self.matrices:
+            end = torch.addcmul(end, a[..., -1, None, None], matrix)
+        return end
+
+
+def _with_momentum(
+    plain: States, G: Tensor, y: Tensor, log_beta: Tensor, start: Tensor | None, live: Tensor | None
+) -> States:
+    """Add the momentum's share, `c_t S_0 + sum m[t,s] y_s x_s^T`, to states that hold none."""
+    b, B = decays(log_beta)
+    G = G if live is None else G * live.unsqueeze(-2)
+    carried = () if start is None else ((b, start, 1.0),)
+    added = () if start is None else (((G @ b.unsqueeze(-1)).squeeze(-1), start, 0.0),)
+    return replace(
+        plain,
+        matrices=plain.matrices + added,
+        rows=((G @ B, y),),
+        momentum=States(None, plain.x, carried, ((B, y),), rank=plain.rank),
+    )
+
+
+def solve(
+    anchor: Tensor | None,
+    deviation: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    xi: Tensor | None,
+    log_alpha: Tensor,
+    log_beta: Tensor | None = None,
+    momentum_state: Tensor | None = None,
+    *,
+    rank: int = 1,
+    live: Tensor | None = None,
+) -> States:
+    """All states of one chunk (the recurrence in the module's docstring; Nested Learning, Eq. 88 and 90).
+
+    Args:
+        anchor: `A (..., o, d)`, what retention pulls to; None for zero.
+        deviation: `W_0 - A (..., o, d)`; None for zero.
+        x: keys `(..., R, d)`.
+        y: written rows `(..., R, o)`, times their strength (and times `1 - beta` where the momentum is an average).
+        xi: erase strengths `(..., R)`; None for a rule that erases nothing (no triangular system is then solved).
+        log_alpha: logarithms of the retentions `(..., C)`.
+        log_beta: logarithms of the momenta `(..., C)`; None for no momentum.
+        momentum_state: `S_0 (..., o, d)`; None for zero.
+        rank: rows written per token, `R = C * rank`; the rows of one token do not see each other.
+        live: `(..., C)`, 0 for a padded token of a memory with momentum, else 1; None for all ones.
+    """
+    g, G = decays(log_alpha)
+    plain = States(anchor, x, () if deviation is None else ((g, deviation, 1.0),), (), rank=rank)
+    if log_beta is not None:
+        plain = _with_momentum(plain, G, y, log_beta, momentum_state, live)
+    if xi is None:
+        return plain if log_beta is not None else replace(plain, rows=((G, y),))
+    keys = x @ x.mT
+    xi = xi.unsqueeze(-1)
+    target = -xi * plain._read(x, keys, True, rank)
+    if log_beta is None:
+        target = y + target
+    erased = solve_unit_lower(xi * keys * plain._per_row(G, True, rank), target)
+    return replace(plain, rows=(*plain.rows, (G, erased)))
