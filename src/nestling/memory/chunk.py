@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +52,15 @@ def decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     `G[t,s] = prod_{s<r<=t} alpha_r` for `s <= t`, zero above the diagonal.
     """
     total = log_alpha.cumsum(-1)
+    above = torch.ones(total.shape[-1:] * 2, dtype=torch.bool, device=total.device).triu(1)
     gap = total.unsqueeze(-1) - total.unsqueeze(-2)
-    above = torch.ones(gap.shape[-2:], dtype=torch.bool, device=gap.device).triu(1)
-    return total.exp(), gap.masked_fill(above, -torch.inf).exp()
+    return total.exp(), gap.masked_fill_(above, -torch.inf).exp_()
+
+
+def to_end(log_alpha: Tensor) -> Tensor:
+    """The last row of `G`, `prod_{s<r<=C} alpha_r (..., C)`, without building `G`."""
+    total = log_alpha.cumsum(-1)
+    return (total[..., -1:] - total).exp()
 
 
 def solve_unit_lower(strict: Tensor, rhs: Tensor) -> Tensor:
@@ -61,37 +68,45 @@ def solve_unit_lower(strict: Tensor, rhs: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(strict, rhs, upper=False, unitriangular=True)
 
 
-def _before(products: Tensor, first: float) -> Tensor:
-    """The same products `(..., C)` one token earlier; `first` is their value before the first token."""
-    return pad(products[..., :-1], (1, 0), value=first)
+class Start(NamedTuple):
+    """A matrix the chunk starts from: `weight[t] * matrix`; `first` is the weight before the first token."""
+
+    weight: Tensor
+    first: float
+    matrix: Tensor
+
+
+class Rows(NamedTuple):
+    """Written rows: `sum_s mix[t,s] value_s x_s^T`, `mix (..., C, C)` with `end (..., C)` as its last row."""
+
+    mix: Tensor
+    end: Tensor
+    value: Tensor
 
 
 @dataclass(frozen=True)
 class States:
-    """Every state of one linear memory inside a chunk.
-
-    `W_t = A + sum_i a_i[t] M_i + sum_j sum_s Q_j[t,s] r_j[s] x_s^T`.
+    """Every state of one linear memory inside a chunk: `W_t = A + sum of starts + sum of rows`, see `solve`.
 
     Attributes:
         anchor: `A (..., o, d)`, or None for zero.
         x: keys of the written rows `(..., R, d)`.
-        matrices: pairs `(a (..., C), M (..., o, d), a_0)`; `a_0` is the coefficient before the first token.
-        rows: pairs `(Q (..., C, C), r (..., R, o))`; `Q` has no entry above its diagonal.
+        starts: what the chunk started from, times its decay.
+        rows: what was written in the chunk, times its decay.
         momentum: the states of `S`, a linear memory on the same keys, or None.
         rank: rows written per token.
     """
 
     anchor: Tensor | None
     x: Tensor
-    matrices: tuple[tuple[Tensor, Tensor, float], ...]
-    rows: tuple[tuple[Tensor, Tensor], ...]
+    starts: tuple[Start, ...]
+    rows: tuple[Rows, ...]
     momentum: States | None = None
     rank: int = 1
 
     def read(self, q: Tensor, previous: bool = False) -> Tensor:
         """`W_t q_t (..., C, o)` for queries `(..., C, d)`, one a token; `previous`: `W_{t-1} q_t` instead."""
-        scores = q @ self.x.mT if self.rows else None
-        return self._read(q, scores, previous, 1)
+        return self._read(q, q @ self.x.mT, previous, 1)
 
     def last(self) -> tuple[Tensor, Tensor | None]:
         """The deviation `W_C - A (..., o, d)` at the chunk's end and its momentum `S_C` (None without momentum)."""
@@ -100,47 +115,46 @@ class States:
     def _read(self, q: Tensor, scores: Tensor | None, previous: bool, repeat: int) -> Tensor:
         """`read` with the scores `<x_s, q_t>` given; `repeat` queries in a row belong to one token."""
         out = q.new_zeros(()) if self.anchor is None else q @ self.anchor.mT
-        for a, matrix, first in self.matrices:
-            a = _before(a, first) if previous else a
-            a = a if repeat == 1 else a.repeat_interleave(repeat, -1)
-            out = torch.addcmul(out, a.unsqueeze(-1), q @ matrix.mT)
-        for mixing, rows in self.rows:
-            assert scores is not None
-            out = out + (scores * self._per_row(mixing, previous, repeat)) @ rows
+        for weight, first, matrix in self.starts:
+            weight = pad(weight[..., :-1], (1, 0), value=first) if previous else weight
+            weight = weight if repeat == 1 else weight.repeat_interleave(repeat, -1)
+            out = torch.addcmul(out, weight.unsqueeze(-1), q @ matrix.mT)
+        for mix, _, value in self.rows:
+            out = out + (scores * self._per_row(mix, previous, repeat)) @ value
         return out
 
-    def _per_row(self, mixing: Tensor, previous: bool, repeat: int) -> Tensor:
+    def _per_row(self, mix: Tensor, previous: bool, repeat: int) -> Tensor:
         """`(C, C)` products per token as `(C * repeat, R)` products per query and written row, for W_t or W_{t-1}."""
-        if previous:
-            mixing = pad(mixing[..., :-1, :], (0, 0, 1, 0))
-        if self.rank > 1:
-            mixing = mixing.repeat_interleave(self.rank, -1)
-        return mixing if repeat == 1 else mixing.repeat_interleave(repeat, -2)
+        mix = pad(mix[..., :-1, :], (0, 0, 1, 0)) if previous else mix
+        mix = mix if self.rank == 1 else mix.repeat_interleave(self.rank, -1)
+        return mix if repeat == 1 else mix.repeat_interleave(repeat, -2)
 
     def _end(self) -> Tensor:
         """The state after the last token, without the anchor."""
-        total = sum(self._per_row(mixing[..., -1:, :], False, 1).mT * rows for mixing, rows in self.rows)
-        assert isinstance(total, Tensor)
-        end = total.mT @ self.x
-        for a, matrix, _ in self.matrices:
-            end = torch.addcmul(end, a[..., -1, None, None], matrix)
+        written = [self._end_of(end).unsqueeze(-1) * value for _, end, value in self.rows]
+        end = sum(written[1:], written[0]).mT @ self.x
+        for weight, _, matrix in self.starts:
+            end = torch.addcmul(end, weight[..., -1, None, None], matrix)
         return end
+
+    def _end_of(self, end: Tensor) -> Tensor:
+        return end if self.rank == 1 else end.repeat_interleave(self.rank, -1)
 
 
 def _with_momentum(
-    plain: States, G: Tensor, y: Tensor, log_beta: Tensor, start: Tensor | None, live: Tensor | None
+    plain: States, G: Tensor, end: Tensor, y: Tensor, log_beta: Tensor, start: Tensor | None, live: Tensor | None
 ) -> States:
     """Add the momentum's share, `c_t S_0 + sum m[t,s] y_s x_s^T`, to states that hold none."""
     b, B = decays(log_beta)
-    G = G if live is None else G * live.unsqueeze(-2)
-    carried = () if start is None else ((b, start, 1.0),)
-    added = () if start is None else (((G @ b.unsqueeze(-1)).squeeze(-1), start, 0.0),)
-    return replace(
-        plain,
-        matrices=plain.matrices + added,
-        rows=((G @ B, y),),
-        momentum=States(None, plain.x, carried, ((B, y),), rank=plain.rank),
-    )
+    if live is not None:
+        G, end = G * live.unsqueeze(-2), end * live
+    carried, added = (), ()
+    if start is not None:
+        carried = (Start(b, 1.0, start),)
+        added = (Start((G @ b.unsqueeze(-1)).squeeze(-1), 0.0, start),)
+    own = States(None, plain.x, carried, (Rows(B, to_end(log_beta), y),), rank=plain.rank)
+    written = Rows(G @ B, (end.unsqueeze(-2) @ B).squeeze(-2), y)
+    return replace(plain, starts=plain.starts + added, rows=(written,), momentum=own)
 
 
 def solve(
@@ -171,15 +185,16 @@ def solve(
         live: `(..., C)`, 0 for a padded token of a memory with momentum, else 1; None for all ones.
     """
     g, G = decays(log_alpha)
-    plain = States(anchor, x, () if deviation is None else ((g, deviation, 1.0),), (), rank=rank)
+    end = to_end(log_alpha)
+    starts = () if deviation is None else (Start(g, 1.0, deviation),)
+    plain = States(anchor, x, starts, (), rank=rank)
     if log_beta is not None:
-        plain = _with_momentum(plain, G, y, log_beta, momentum_state, live)
+        plain = _with_momentum(plain, G, end, y, log_beta, momentum_state, live)
     if xi is None:
-        return plain if log_beta is not None else replace(plain, rows=((G, y),))
-    keys = x @ x.mT
-    xi = xi.unsqueeze(-1)
-    target = -xi * plain._read(x, keys, True, rank)
-    if log_beta is None:
-        target = y + target
-    erased = solve_unit_lower(xi * keys * plain._per_row(G, True, rank), target)
-    return replace(plain, rows=(*plain.rows, (G, erased)))
+        return plain if log_beta is not None else replace(plain, rows=(Rows(G, end, y),))
+    erase = xi.unsqueeze(-1) * x
+    scores = erase @ x.mT
+    seen = plain._read(erase, scores, True, rank)
+    target = y - seen if log_beta is None else -seen
+    value = solve_unit_lower(scores * plain._per_row(G, True, rank), target)
+    return replace(plain, rows=(*plain.rows, Rows(G, end, value)))
