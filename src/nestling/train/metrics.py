@@ -1,0 +1,45 @@
+"""`metrics.jsonl`: one JSON object a line, for training steps and for evaluations."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nestling.files import replacing
+
+
+class Metrics:
+    """Appends lines to `path`. A line is on disk when `sync` has returned; the loop syncs before each checkpoint."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+
+    def write(self, **values: Any) -> None:
+        """Append one line and hand it to the operating system, so that readers can follow a run."""
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Return when everything written so far has reached the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Every complete line of a `metrics.jsonl`, in order; a last line cut off by a kill is left out."""
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                lines.append(json.loads(line))
+    return lines
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop what comes after `step`, so that a run resumed there neither loses nor doubles a line."""
+    kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
+    with replacing(path) as scratch:
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
