@@ -52,9 +52,8 @@ def decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     `G[t,s] = prod_{s<r<=t} alpha_r` for `s <= t`, zero above the diagonal.
     """
     total = log_alpha.cumsum(-1)
-    above = torch.ones(total.shape[-1:] * 2, dtype=torch.bool, device=total.device).triu(1)
-    gap = total.unsqueeze(-1) - total.unsqueeze(-2)
-    return total.exp(), gap.masked_fill_(above, -torch.inf).exp_()
+    above = total.new_full(total.shape[-1:] * 2, -torch.inf).triu(1)
+    return total.exp(), (total.unsqueeze(-1) - total.unsqueeze(-2)).add_(above).exp_()
 
 
 def to_end(log_alpha: Tensor) -> Tensor:
@@ -108,11 +107,21 @@ class States:
         """`W_t q_t (..., C, o)` for queries `(..., C, d)`, one a token; `previous`: `W_{t-1} q_t` instead."""
         return self._read(q, q @ self.x.mT, previous, 1)
 
+    def read_transpose(self, q: Tensor, previous: bool = False) -> Tensor:
+        """`W_t^T q_t (..., C, d)` for queries `(..., C, o)`, one a token; `previous`: `W_{t-1}^T q_t` instead."""
+        out = q.new_zeros(()) if self.anchor is None else q @ self.anchor
+        for weight, first, matrix in self.starts:
+            weight = pad(weight[..., :-1], (1, 0), value=first) if previous else weight
+            out = torch.addcmul(out, weight.unsqueeze(-1), q @ matrix)
+        for mix, _, value in self.rows:
+            out = out + ((q @ value.mT) * self._per_row(mix, previous, 1)) @ self.x
+        return out
+
     def last(self) -> tuple[Tensor, Tensor | None]:
         """The deviation `W_C - A (..., o, d)` at the chunk's end and its momentum `S_C` (None without momentum)."""
         return self._end(), None if self.momentum is None else self.momentum._end()
 
-    def _read(self, q: Tensor, scores: Tensor | None, previous: bool, repeat: int) -> Tensor:
+    def _read(self, q: Tensor, scores: Tensor, previous: bool, repeat: int) -> Tensor:
         """`read` with the scores `<x_s, q_t>` given; `repeat` queries in a row belong to one token."""
         out = q.new_zeros(()) if self.anchor is None else q @ self.anchor.mT
         for weight, first, matrix in self.starts:

@@ -1,0 +1,73 @@
+"""Key feature maps phi, applied to keys and queries alike (Nested Learning, Eq. 5, 64-68)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import elu
+
+from nestling.errors import InputError
+
+
+class Feature(Protocol):
+    """A map of keys `(..., d)` to features `(..., width(d))`."""
+
+    def width(self, d: int) -> int:
+        """Width of the features of keys of width `d`."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The features."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Keys as they are."""
+
+    def width(self, d: int) -> int:
+        """`d`."""
+        return d
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x`."""
+        return x
+
+
+@dataclass(frozen=True)
+class Positive:
+    """Elementwise `elu(x) + 1 > 0`, the feature map of linear attention."""
+
+    def width(self, d: int) -> int:
+        """`d`."""
+        return d
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`elu(x) + 1`."""
+        return elu(x) + 1
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """All products of up to `degree` coordinates, scaled so that `<phi(x), phi(y)> = sum_i <x, y>^i / i!`."""
+
+    degree: int = 2
+
+    def __post_init__(self) -> None:
+        if self.degree < 1:
+            raise InputError(f"Polynomial(degree={self.degree}) needs a degree of at least 1.")
+
+    def width(self, d: int) -> int:
+        """`1 + d + ... + d^degree`."""
+        return sum(d**i for i in range(self.degree + 1))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[1, x, x (x) x / sqrt(2), ...]`."""
+        powers = [torch.ones_like(x[..., :1])]
+        for _ in range(self.degree):
+            powers.append((powers[-1].unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2))
+        return torch.cat([power / math.sqrt(math.factorial(i)) for i, power in enumerate(powers)], -1)

@@ -1,0 +1,34 @@
+"""Gradient descent on one linear layer; the Hebbian rule with the dot product (Nested Learning, Eq. 54, 64).
+
+W_t = alpha_t W_{t-1} - eta_t delta_t x_t^T
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from nestling.memory.rule import OnePair, Write, implicit_step
+from nestling.memory.structure import Sight
+
+
+@dataclass(frozen=True)
+class GD(OnePair):
+    """One gradient step a token, nothing erased.
+
+    Attributes:
+        step: "plain" takes `eta`; "implicit" takes `eta / (1 + eta |x|^2)`, bounded for any `eta`.
+        scale: factor on the step. With gradients of the chunk's boundary, steps of one chunk add up without seeing each
+            other; `1 / chunk_size` keeps their sum at one full step, which a layer without a target of its own needs.
+    """
+
+    step: Literal["plain", "implicit"] = "plain"
+    scale: float = 1.0
+
+    def write(self, sight: Sight, eta: Tensor) -> Write:
+        """`y = -eta delta`, no erase."""
+        if self.step == "implicit":
+            eta = implicit_step(eta, sight.x)
+        return Write(sight.x, -(self.scale * eta).unsqueeze(-1) * sight.delta, None)
