@@ -1,1 +1,28 @@
-"""models"""
+"""Language models for the transformers library. Importing this registers them with its Auto classes.
+
+`import nestling` does it too where transformers is already imported; otherwise it stays light, and the first use of
+`nestling.models` registers. `load` opens a saved folder either way.
+"""
+
+from nestling.models import transformer_pp  # noqa: F401  (a line a model; the order is that of names())
+from nestling.models.base import NestlingForCausalLM, NestlingModel
+from nestling.models.cache import MemoryCache
+from nestling.models.config import NestlingConfig
+from nestling.models.registry import load, names, register
+from nestling.models.sizes import create, parameters, sizes
+from nestling.models.state import load_state, save_state
+
+__all__ = [
+    "MemoryCache",
+    "NestlingConfig",
+    "NestlingForCausalLM",
+    "NestlingModel",
+    "create",
+    "load",
+    "load_state",
+    "names",
+    "parameters",
+    "register",
+    "save_state",
+    "sizes",
+]

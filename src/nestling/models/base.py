@@ -1,0 +1,215 @@
+"""The one language model: embedding, blocks of a token mixer and a channel mixer, final norm, head.
+
+A block is h = x + mixer(norm(x)); y = h + channel(norm(h)) (Nested Learning, Sec. 8.3). What the mixers are, the
+configuration says. Letters: B batch, T new tokens, D model width, V vocabulary.
+"""
+
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from nestling.errors import InputError
+from nestling.layers.norm import RMSNorm
+from nestling.layers.residual import Output
+from nestling.models.cache import MemoryCache, State
+from nestling.models.config import NestlingConfig
+from nestling.models.padding import read
+
+
+class Block(GradientCheckpointingLayer):
+    """One block. Its state is {"mixer": ..., "channel": ...}."""
+
+    def __init__(self, config: NestlingConfig, layer: int):
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mixer = config.mixer(layer)
+        self.channel_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.channel = config.channel(layer)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None, keep: bool = False
+    ) -> tuple[Tensor, State | None]:
+        """x (B, T, D) -> (B, T, D), as every mixer."""
+        before = state or {}
+        mixed, mixer = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep)
+        x = x + mixed
+        changed, channel = self.channel(self.channel_norm(x), before.get("channel"), lengths, keep)
+        return x + changed, {"mixer": mixer, "channel": channel} if keep else None
+
+
+class NestlingPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know, and how weights start."""
+
+    config: NestlingConfig
+    config_class = NestlingConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _is_stateful = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start one module; transformers comes here for children before their parents.
+
+        A module with special values sets them in `reset_parameters`, with torch.nn.init functions, which leave loaded
+        parameters alone. As parents come last, a mixer's own `reset_parameters` also has the say over its children.
+        """
+        deviation = self.config.initializer_range
+        if isinstance(module, Output):
+            nn.init.normal_(module.weight, std=deviation * (2 * self.config.num_hidden_layers) ** -0.5)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=deviation)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif hasattr(module, "reset_parameters") and not _loaded(module):
+            module.reset_parameters()  # pyright: ignore[reportCallIssue]
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside its own tree transformers passes over modules without direct parameters, mixers among them.
+        super()._initialize_weights(module, is_custom_code=False)
+
+
+def _loaded(module: nn.Module) -> bool:
+    """Whether every parameter came from a file."""
+    return all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters())
+
+
+class NestlingModel(NestlingPreTrainedModel):
+    """Embedding, blocks, final norm."""
+
+    def __init__(self, config: NestlingConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.fingerprint = config.fingerprint()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: MemoryCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (B, T, D) of input_ids (B, T) or inputs_embeds (B, T, D); see NestlingForCausalLM.forward."""
+        x = self._embedded(input_ids, inputs_embeds)
+        past = MemoryCache() if past_key_values is None else past_key_values
+        self._check(past, x.shape[0], use_cache)
+        padding = read(attention_mask, past.seen, *x.shape[:2])
+        seen = past.seen + x.shape[1]
+        x, lengths = (padding.roll(x), padding.lengths) if padding else (x, None)
+        states, hidden = [], []
+        for block, before in zip(self.layers, past.states or [None] * len(self.layers), strict=True):
+            if output_hidden_states:
+                hidden.append(x)
+            x, state = block(x, before, lengths, bool(use_cache))
+            states.append(state)
+        hidden.append(self.norm(x))
+        if padding:
+            hidden = [padding.unroll(y) for y in hidden]
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden[-1],
+            past_key_values=MemoryCache(states, seen, self.fingerprint) if use_cache else None,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+        )
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("input_ids or inputs_embeds is needed, and only one of the two: give exactly one.")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.dim() != 3 or x.shape[1] == 0:
+            raise InputError(
+                f"the input has shape {tuple(x.shape[:2])}, but needs a batch of at least one token a row."
+            )
+        return x
+
+    def _check(self, past: MemoryCache, batch: int, use_cache: bool | None) -> None:
+        if not isinstance(past, MemoryCache):
+            raise InputError(f"past_key_values is a {type(past).__name__}, but must be what an earlier call returned.")
+        if past.states is not None and past.model != self.fingerprint:
+            raise InputError(
+                f"past_key_values comes from the model {past.model}, not from this one, {self.fingerprint}: use a "
+                "state of the same model and sizes."
+            )
+        if past.states is not None and past.batch_size not in (batch, -1):
+            raise InputError(
+                f"past_key_values holds {past.batch_size} sequences, but the input {batch}: make them equal."
+            )
+        first = self.layers[0]
+        reentrant = getattr(getattr(first, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant")
+        if self.training and first.gradient_checkpointing and reentrant and (use_cache or past.states is not None):
+            raise InputError("a carried state gets no gradient through use_reentrant=True: set use_reentrant=False.")
+
+
+class NestlingForCausalLM(NestlingPreTrainedModel, GenerationMixin):
+    """The language model: NestlingModel and a head, by default tied to the embedding."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    base_class: type[NestlingModel] = NestlingModel
+
+    def __init__(self, config: NestlingConfig):
+        super().__init__(config)
+        self.model = self.base_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: MemoryCache | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V), and the loss where labels are given.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), or (B, seen + T) with a cache, of which the last T columns count; 0 is padding, on
+                the left or on the right of a row's real tokens. Padding writes nothing, and its logits mean nothing.
+            past_key_values: a cache that an earlier call returned; it is left as it was.
+            labels: (B, T), equal to input_ids and shifted here; -100 is left out. The loss is in nats a token.
+            inputs_embeds: (B, T, D) in place of input_ids.
+            use_cache: return a cache; None: as the configuration says, but not in training or with labels.
+            logits_to_keep: only the last so many positions, or these positions; 0: all.
+            kwargs: `num_items_in_batch` for the loss, `output_hidden_states`.
+
+        Raises:
+            InputError: a mask, cache or input that doesn't fit.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, **kwargs)
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, positions])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
+        """Let generate() start from an empty MemoryCache, whatever the class is called."""
+        if generation_config.cache_implementation is not None:
+            raise InputError(
+                f"cache_implementation='{generation_config.cache_implementation}' is not possible, because the cache "
+                "is the state of the memories: leave it out."
+            )
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = MemoryCache()

@@ -1,0 +1,112 @@
+"""Models by name: registration with transformers, creation, loading.
+
+A model is one configuration class in one file:
+
+    @register("my-model")
+    class MyModelConfig(NestlingConfig):
+        chunk_size: int = 64
+
+        def mixer(self, layer):
+            return MyMixer(self.hidden_size, self.num_attention_heads, self.chunk_size)
+
+and one line in `nestling.models`. Registration makes `MyModelModel` and `MyModelForCausalLM` beside it, and AutoConfig,
+AutoModel and AutoModelForCausalLM know the model by the type "nestling-my-model" from then on.
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from nestling.errors import InputError
+from nestling.models.base import NestlingForCausalLM, NestlingModel
+from nestling.models.config import NestlingConfig
+
+PREFIX = "nestling-"
+_CONFIGS: dict[str, type[NestlingConfig]] = {}
+
+
+def register(name: str) -> Callable[[type[NestlingConfig]], type[NestlingConfig]]:
+    """Class decorator: make a configuration a model called `name`."""
+
+    def add(cls: type[NestlingConfig]) -> type[NestlingConfig]:
+        cls.model_type = PREFIX + name
+        cls = strict(cls)
+        stem, home = cls.__name__.removesuffix("Config"), sys.modules[cls.__module__]
+        shared = {"config_class": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        base = type(f"{stem}Model", (NestlingModel,), shared)
+        causal = type(f"{stem}ForCausalLM", (NestlingForCausalLM,), shared | {"base_class": base})
+        for made in (base, causal):
+            setattr(home, made.__name__, made)
+        AutoConfig.register(cls.model_type, cls, exist_ok=True)
+        AutoModel.register(cls, base, exist_ok=True)
+        AutoModelForCausalLM.register(cls, causal, exist_ok=True)
+        _CONFIGS[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """The names that `create` knows."""
+    return list(_CONFIGS)
+
+
+def choice(kind: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise InputError if `value` is none of `allowed`, naming the nearest."""
+    allowed = list(allowed)
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
+        raise InputError(f"{kind} '{value}' is unknown: choose one of {', '.join(allowed)}{hint}")
+
+
+def configuration(name: str, **values) -> NestlingConfig:
+    """The configuration of model `name` with these fields.
+
+    Raises:
+        InputError: an unknown name or field, a value of the wrong type, or fields that don't fit together.
+    """
+    choice("model", name, names())
+    cls = _CONFIGS[name]
+    for field in values:
+        choice(f"{name} field", field, [known.name for known in fields(cls)])
+    try:
+        return cls(**values)
+    except StrictDataclassError as error:
+        raise InputError(f"{name}: {' '.join(str(error).split())}; give a value of that type.") from None
+
+
+def build(config: NestlingConfig) -> NestlingForCausalLM:
+    """A new causal language model of this configuration, with fresh weights."""
+    return AutoModelForCausalLM.from_config(config)
+
+
+def load(path: str | os.PathLike, **options) -> Any:
+    """Load a model that `save_pretrained` wrote; `options` are those of from_pretrained.
+
+    Raises:
+        InputError: no such folder, not one of our models, or a truncated file.
+    """
+    path = Path(path)
+    try:
+        kind = json.loads((path / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"model folder '{path}' has no readable config.json: name what save_pretrained wrote."
+        ) from None
+    choice(f"model in '{path}'", str(kind).removeprefix(PREFIX), names())
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model folder '{path}' has damaged or missing weights ({reason}): restore it.") from None
