@@ -5,6 +5,7 @@ Exit codes: 0, 2 for a user's mistake (one sentence on stderr), 130 for Ctrl-C.
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Unknown options and `--help` leave through tyro's SystemExit (2 and 0).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # theirs at every save would break up our one bar
     interrupted = "interrupted"
     try:
         command = _parse(arguments)

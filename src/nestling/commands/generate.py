@@ -31,15 +31,16 @@ class Generate(Command):
     def run(self) -> dict[str, Any]:
         """The text written after the prompt, the number of its tokens and the speed."""
         self._check()
-        folder = self.folder / "model" if (self.folder / "model").is_dir() else self.folder
-        if not (folder / "config.json").is_file():
-            raise InputError(f"folder: '{self.folder}' holds no model; give a run folder or a model folder")
+        if not self.folder.is_dir():
+            raise InputError(f"folder: '{self.folder}' does not exist; give a run folder or a model folder")
         import torch
 
+        from nestling import models
         from nestling.data import load_tokenizer
 
+        folder = self.folder / "model" if (self.folder / "model").is_dir() else self.folder
+        model: Any = models.load(folder)
         tokenizer = load_tokenizer(folder)
-        model = _load(folder)
         torch.manual_seed(self.seed)
         prompt = tokenizer.encode(self.prompt).tolist() or [tokenizer.eos_id]
         ids = torch.tensor([prompt])
@@ -74,17 +75,3 @@ class Generate(Command):
         if self.temperature == 0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k}
-
-
-def _load(folder: Path) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    import nestling.models  # noqa: F401 - registers our models
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"folder: the model in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); give an undamaged one"
-        ) from error

@@ -126,7 +126,11 @@ def check(config: TrainConfig) -> None:
     """Raise InputError, naming the field, its value and what is allowed, for the first value out of range."""
     for name, allowed, words in _RULES:
         value = getattr(config, name)
-        if not allowed(value):
+        try:
+            fits = allowed(value)
+        except TypeError:  # text where a number belongs
+            fits = False
+        if not fits:
             raise InputError(f"{name}: {value} is not allowed; give {words}")
     if config.batch_size % config.accumulate:
         raise InputError(

@@ -105,6 +105,7 @@ def _prepare(config: TrainConfig, out: Path) -> Run:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     store = _open(config, out)
+    _check_length(config, store)
     torch.manual_seed(config.seed)
     fields = {"vocab_size": store.tokenizer.vocab_size, **config.fields}
     if fields["vocab_size"] < store.tokenizer.vocab_size:
@@ -112,7 +113,8 @@ def _prepare(config: TrainConfig, out: Path) -> Run:
             f"vocab_size: {fields['vocab_size']} is less than the tokenizer's {store.tokenizer.vocab_size}; "
             "leave it out or give at least that"
         )
-    model: Any = models.create(config.model, config.size, **fields).to(device).train()
+    model: Any = models.create(config.model, config.size, **fields)
+    model.to(device).train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     forward = torch.compile(model) if config.compile else model
@@ -132,6 +134,15 @@ def _open(config: TrainConfig, out: Path) -> Store:
     if not size.isdecimal():
         raise InputError(f"tokenizer: '{config.tokenizer}' has no size; write for instance bpe:4096")
     return open_store(config.data, train_bpe(open_store(config.data).texts("train"), int(size)))
+
+
+def _check_length(config: TrainConfig, store: Store) -> None:
+    for split, tokens in (("training", store.train), ("validation", store.valid)):
+        if len(tokens) < config.sequence_length:
+            raise InputError(
+                f"sequence_length: {config.sequence_length} is longer than the {split} split of '{config.data}', which "
+                f"has {len(tokens)} tokens; give a shorter one, or more data"
+            )
 
 
 def _begin(run: Run, start: tuple[Path, dict[str, Any]] | None) -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nestling.errors import InputError
 from nestling.files import replacing
 
 
@@ -29,13 +30,16 @@ class Metrics:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Every complete line of a `metrics.jsonl`, in order; a last line cut off by a kill is left out."""
-    lines = []
+    """Every complete line of a `metrics.jsonl`, in order; a last line cut off by a kill is left out.
+
+    Raises InputError for a complete line that is no JSON.
+    """
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                lines.append(json.loads(line))
-    return lines
+        complete = [line for line in file if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in complete]
+    except json.JSONDecodeError as error:
+        raise InputError(f"metrics: '{path}' holds a line that is not JSON ({error.msg}); remove that line") from error
 
 
 def rewind(path: Path, step: int) -> None:
