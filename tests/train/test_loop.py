@@ -16,6 +16,7 @@ from nestling import models
 from nestling.data import open_store
 from nestling.errors import InputError
 from nestling.train import loop
+from nestling.train import text as text_module
 from nestling.train.checkpoint import found
 from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.evaluation import evaluate
@@ -311,7 +312,7 @@ def test_a_learnt_vocabulary_is_kept_for_resuming(config, tmp_path, monkeypatch)
     out = tmp_path / "run"
     train(dataclasses.replace(config, max_seconds=1e-9), out)
     assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] >= 257
-    monkeypatch.setattr(loop, "train_bpe", None)
+    monkeypatch.setattr(text_module, "train_bpe", None)
     assert train(config, out, resume=True)["finished"]
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from nestling import models
-from nestling.data import Store, batch, open_store, train_bpe
+from nestling.data import Store, batch
 from nestling.errors import InputError
 from nestling.files import replacing
 from nestling.train import checkpoint
@@ -27,6 +27,7 @@ from nestling.train.evaluation import autocast, evaluate
 from nestling.train.machine import describe, pick_device
 from nestling.train.metrics import Metrics, read, rewind
 from nestling.train.optimizer import build
+from nestling.train.text import open_text
 
 
 class TrainingDiverged(InputError):
@@ -104,8 +105,7 @@ def _prepare(config: TrainConfig, out: Path) -> Run:
     device = pick_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    store = _open(config, out)
-    _check_length(config, store)
+    store = open_text(config, out / "model" / "tokenizer.json")
     torch.manual_seed(config.seed)
     fields = {"vocab_size": store.tokenizer.vocab_size, **config.fields}
     if fields["vocab_size"] < store.tokenizer.vocab_size:
@@ -119,30 +119,6 @@ def _prepare(config: TrainConfig, out: Path) -> Run:
         model.gradient_checkpointing_enable()
     forward = torch.compile(model) if config.compile else model
     return Run(config, out, store, model, forward, build(model, config), device)
-
-
-def _open(config: TrainConfig, out: Path) -> Store:
-    """The corpus as `config.tokenizer` splits it; a resumed run takes the vocabulary that its first start learnt."""
-    kind, _, size = config.tokenizer.partition(":")
-    if config.tokenizer == "bytes":
-        return open_store(config.data)
-    if kind != "bpe":
-        return open_store(config.data, config.tokenizer)
-    learnt = out / "model" / "tokenizer.json"
-    if learnt.exists():
-        return open_store(config.data, learnt)
-    if not size.isdecimal():
-        raise InputError(f"tokenizer: '{config.tokenizer}' has no size; write for instance bpe:4096")
-    return open_store(config.data, train_bpe(open_store(config.data).texts("train"), int(size)))
-
-
-def _check_length(config: TrainConfig, store: Store) -> None:
-    for split, tokens in (("training", store.train), ("validation", store.valid)):
-        if len(tokens) < config.sequence_length:
-            raise InputError(
-                f"sequence_length: {config.sequence_length} is longer than the {split} split of '{config.data}', which "
-                f"has {len(tokens)} tokens; give a shorter one, or more data"
-            )
 
 
 def _begin(run: Run, start: tuple[Path, dict[str, Any]] | None) -> None:
