@@ -111,7 +111,7 @@ class Inputs:
         beta = None if self.beta is None else cut(self.beta)
         return Inputs(self.initial, cut(self.q), cut(self.k), cut(self.v), cut(self.eta), alpha, beta)
 
-    def run(self, form, memory: Memory, state: State | None = None) -> tuple[Tensor, State]:  # noqa: ANN001
+    def run(self, form, memory: Memory, state: State | None = None) -> tuple[Tensor, State]:
         """Outputs and state of `scan` or `chunked`."""
         state = memory.init_state(self.initial) if state is None else state
         return form(memory, state, self.q, self.k, self.v, self.eta, self.alpha, self.beta)

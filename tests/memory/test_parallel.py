@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from memory.tables import (
     CHUNK,
     OBJECTIVES,
@@ -16,7 +17,6 @@ from memory.tables import (
     members,
     memory,
 )
-
 from nestling.errors import InputError
 from nestling.memory.memory import Memory
 from nestling.memory.parallel import chunked

@@ -37,6 +37,9 @@ class Momentum:
 
     The factor `1 - beta` keeps the gain of S at one: without it (`average=False`, the paper's letter) S stands outside
     the erase with a gain of `1 / (1 - beta)` and diverges within a few chunks at beta = 0.9.
+
+    Momentum carries steps past the boundary that could have corrected them. On a hidden layer, with beta = 0.9 and no
+    decay, steps of about 1 and more on one repeated token can make the norms grow; freeze that layer or let it decay.
     """
 
     average: bool = True
