@@ -1,9 +1,11 @@
 """Nested Learning in PyTorch: associative memories, the Continuum Memory System and Hope.
 
-Submodules and names are imported on first use, so `import nestling` stays light.
+Submodules and names are imported on first use, so `import nestling` stays light. The models register themselves with
+transformers' Auto classes: now if transformers is already imported, else when `nestling.models` is first used.
 """
 
 import importlib
+import sys
 
 _MODULES = ("data", "evaluate", "layers", "levels", "memory", "models", "recipes", "train")
 _NAMES = {"load_state": "nestling.models.state", "save_state": "nestling.models.state"}
@@ -22,3 +24,7 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted(__all__)
+
+
+if "transformers" in sys.modules:
+    importlib.import_module("nestling.models")

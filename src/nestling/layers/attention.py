@@ -25,19 +25,27 @@ def _angles(length: int, width: int, theta: float, device: torch.device) -> tupl
         return tables[0].float().to(device), tables[1].float().to(device)
 
 
-def rotary(position: Tensor, length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of `length` tokens from each sequence's `position` (CPU int64 (B,)).
+@torch.compiler.assume_constant_result
+def _tables(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_angles` of at least `length` positions, of a power of two so that few are made; a constant to the compiler."""
+    return _angles(1 << max(8, (length - 1).bit_length()), width, theta, device)
 
-    (length, 1, width) when all stand at the same position, else (B, length, 1, width). Tables of power-of-two length
-    are kept per device and shared by all layers.
+
+def rotary(
+    position: Tensor | None, length: int, width: int, theta: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of `length` tokens from each sequence's `position`: CPU int64 (B,), None: all from 0.
+
+    (length, 1, width) when all stand at the same position, else (B, length, 1, width). The tables are kept per device
+    and shared by all layers.
     """
-    needed = max(256, int(position.max()) + length)
-    cosine, sine = _angles(1 << (needed - 1).bit_length(), width, theta, device)
-    start = common(position)
-    if start is not None:
-        return cosine[start : start + length, None], sine[start : start + length, None]
-    index = (position[:, None] + torch.arange(length)).to(device)
-    return cosine[index][:, :, None], sine[index][:, :, None]
+    start, last = (0, 0) if position is None else (common(position), int(position.max()))
+    cosine, sine = _tables(last + length, width, theta, device)
+    if position is not None and start is None:
+        index = (position[:, None] + torch.arange(length)).to(device)
+        return cosine[index][:, :, None], sine[index][:, :, None]
+    place = slice(start, last + length)
+    return cosine[place, None], sine[place, None]
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -94,23 +102,23 @@ class Attention(nn.Module):
         The state holds rotated keys and values (B, P, G d), how many of the P rows are valid ("count") and how many
         tokens the sequence has had ("position"), CPU int64 (B,).
         """
-        batch, length, _ = x.shape
-        none = full(batch, 0)
-        position = none if state is None else state["position"]
-        tables = rotary(position, length, self.width, self.theta, x.device)
+        position, count = (None, None) if state is None else (state["position"], state["count"])
+        tables = rotary(position, x.shape[1], self.width, self.theta, x.device)
         query = rotate(self.query(x).unflatten(-1, (-1, self.width)), tables)
         key = rotate(self.key(x).unflatten(-1, (-1, self.width)), tables).flatten(2)
         value = self.value(x)
-        count = none if state is None else state["count"]
-        if state is None:
-            total = full(batch, length) if lengths is None else lengths
-        else:
-            key, total = join(state["k"], count, key, lengths)
-            value, _ = join(state["v"], count, value, lengths)
-        y = self._attend(query, key, value, count)
-        return self.output(y), self._kept(key, value, position, count, total) if keep else None
+        if state is not None:
+            key, _ = join(state["k"], state["count"], key, lengths)
+            value, _ = join(state["v"], state["count"], value, lengths)
+        y = self.output(self._attend(query, key, value, count))
+        if not keep:
+            return y, None
+        new = full(*x.shape[:2]) if lengths is None else lengths
+        return y, self._kept(
+            key, value, new if count is None else count + new, new if position is None else position + new
+        )
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, count: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, count: Tensor | None) -> Tensor:
         """query (B, T, H, d), key and value (B, L, G d), `count` of their rows older than the queries: (B, T, D).
 
         Padding needs no mask of its own: it lies behind every real token, and a query sees nothing behind itself.
@@ -119,23 +127,27 @@ class Attention(nn.Module):
         if self.groups < self.heads:
             key, value = (z.repeat_interleave(self.heads // self.groups, 1) for z in (key, value))
         mask = self._mask(count, query.shape[1], key.shape[2], query.device)
-        first = mask is None and query.shape[1] > 1
-        y = functional.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask, is_causal=first)
+        causal = mask is None and (count is None or query.shape[1] > 1)
+        y = functional.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal)
         return y.transpose(1, 2).flatten(2)
 
-    def _mask(self, count: Tensor, length: int, rows: int, device: torch.device) -> Tensor | None:
+    def _mask(self, count: Tensor | None, length: int, rows: int, device: torch.device) -> Tensor | None:
         """Which of the rows (B or 1, 1, T, L) each query sees; None where plain causality says it, or all are seen."""
-        old, window = common(count), self.window or rows + length
-        if old is not None and rows <= window and (old == 0 or length == 1):
+        old = 0 if count is None else common(count)
+        inside = self.window is None or rows <= self.window
+        if inside and (old == 0 or (old is not None and length == 1)):
             return None
-        first = (count if old is None else count[:1]).to(device)[:, None, None, None]
+        first = old or 0
+        if count is not None and old is None:
+            first = count.to(device)[:, None, None, None]
         place = (first + torch.arange(length, device=device)[:, None]).clamp(max=rows - 1)
         row = torch.arange(rows, device=device)
-        return (row <= place) & (row > place - window)
+        seen = row <= place
+        seen = seen if self.window is None else seen & (row > place - self.window)
+        return seen if seen.dim() == 4 else seen[None, None]
 
-    def _kept(self, key: Tensor, value: Tensor, position: Tensor, count: Tensor, total: Tensor) -> dict:
-        """The state behind this call: all rows, or those that the window still reaches."""
-        position = position + total - count
+    def _kept(self, key: Tensor, value: Tensor, total: Tensor, position: Tensor) -> dict:
+        """The state behind this call: all `total` rows, or those that the window still reaches."""
         if self.window is None:
             return {"k": key, "v": value, "count": total, "position": position}
         start = (total - self.window + 1).clamp(min=0)

@@ -57,7 +57,8 @@ class NestlingPreTrainedModel(PreTrainedModel):
         A module with special values sets them in `reset_parameters`, with torch.nn.init functions, which leave loaded
         parameters alone. As parents come last, a mixer's own `reset_parameters` also has the say over its children.
         """
-        deviation = self.config.initializer_range
+        # Held down where the model is wide, so that its first predictions stay near the uniform ones.
+        deviation = min(self.config.initializer_range, (2 / (5 * self.config.hidden_size)) ** 0.5)
         if isinstance(module, Output):
             nn.init.normal_(module.weight, std=deviation * (2 * self.config.num_hidden_layers) ** -0.5)
         elif isinstance(module, nn.Linear | nn.Embedding):

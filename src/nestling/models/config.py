@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -22,10 +23,10 @@ class NestlingConfig(PreTrainedConfig):
     hidden_size, num_hidden_layers, num_attention_heads: width, blocks, heads.
     intermediate_size: hidden width of the channel mixer; the sizes choose it so that models have equal parameters.
     rms_norm_eps: under the root of every RMSNorm.
-    initializer_range: standard deviation of linear and embedding weights at the start.
+    initializer_range: standard deviation of weights at the start, held below sqrt(2 / (5 hidden_size)).
     """
 
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 256
     hidden_size: int = 128

@@ -1,0 +1,179 @@
+"""What every model keeps: causality, separate sequences, any cut, padding that writes nothing, gradients, precision."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import nestling.models
+from models.conftest import left_padded, make, tokens
+from tables import MODELS, TINY
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def test_every_model_is_listed():
+    assert list(MODELS) == nestling.models.names()
+
+
+def test_initial_loss_is_uniform(name):
+    torch.manual_seed(0)
+    model = nestling.models.create(name, **TINY | MODELS[name])
+    ids = tokens(4, 48)
+    assert model(ids, labels=ids).loss.item() == pytest.approx(math.log(TINY["vocab_size"]), rel=0.05)
+
+
+@torch.no_grad()
+def test_causal(model):
+    ids = tokens(2, 41)
+    before = model(ids).logits
+    for place in (0, 1, 17, 40):
+        other = ids.clone()
+        other[:, place] = other[:, place] % 60 + 1
+        after = model(other).logits
+        assert torch.equal(before[:, :place], after[:, :place])
+        assert not torch.equal(before[:, place], after[:, place])
+
+
+@torch.no_grad()
+def test_sequences_stay_apart(model):
+    ids = tokens(3, 41)
+    other = torch.cat((ids[:1], tokens(2, 41, seed=2)))
+    assert torch.equal(model(ids).logits[0], model(other).logits[0])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(1, 36), max_size=5, unique=True))
+@torch.no_grad()
+def test_any_cut(model, cuts):
+    ids = tokens(2, 37)
+    whole = model(ids).logits
+    cache, parts = None, []
+    for part in ids.tensor_split(sorted(cuts), 1):
+        out = model(part, past_key_values=cache, use_cache=True)
+        parts.append(out.logits)
+        cache = out.past_key_values
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+@torch.no_grad()
+def test_token_by_token(model):
+    ids = tokens(2, 37)
+    cache, parts = None, []
+    for place in range(37):
+        out = model(ids[:, place : place + 1], past_key_values=cache)
+        parts.append(out.logits)
+        cache = out.past_key_values
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_cache_is_never_written(model):
+    ids = tokens(2, 30)
+    cache = model(ids[:, :11], use_cache=True).past_key_values
+    first = model(ids[:, 11:], past_key_values=cache, use_cache=True)
+    assert cache.get_seq_length() == 11
+    assert first.past_key_values.get_seq_length() == 30
+    assert torch.equal(model(ids[:, 11:], past_key_values=cache).logits, first.logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(model, side):
+    lengths, ids = [5, 23, 1], tokens(3, 23)
+    padded, mask = left_padded(ids, lengths)
+    if side == "right":
+        padded, mask = padded.flip(1), mask.flip(1)
+    out = model(padded, attention_mask=mask, use_cache=True)
+    assert torch.isfinite(out.logits).all()
+    more = tokens(3, 4, seed=3)
+    ahead = model(more, past_key_values=out.past_key_values, attention_mask=torch.cat((mask, torch.ones(3, 4)), 1))
+    for b in range(3):
+        row = padded[b][mask[b].bool()][None]
+        alone = model(torch.cat((row, more[b : b + 1]), 1)).logits[0]
+        torch.testing.assert_close(out.logits[b][mask[b].bool()], alone[: lengths[b]], **CLOSE)
+        torch.testing.assert_close(ahead.logits[b], alone[lengths[b] :], **CLOSE)
+
+
+@torch.no_grad()
+def test_padding_between_calls(model):
+    """A continued batch whose new part is padded too: rows stand at different places ever after."""
+    ids, later = tokens(2, 9), tokens(2, 14, seed=4)
+    padded, mask = left_padded(later, [14, 3])
+    cache = model(ids, use_cache=True).past_key_values
+    out = model(padded, past_key_values=cache, attention_mask=torch.cat((torch.ones(2, 9), mask), 1), use_cache=True)
+    last = model(ids, past_key_values=out.past_key_values).logits
+    for b, real in enumerate((14, 3)):
+        alone = model(torch.cat((ids[b], later[b, -real:], ids[b]))[None]).logits[0]
+        torch.testing.assert_close(out.logits[b, -real:], alone[9 : 9 + real], **CLOSE)
+        torch.testing.assert_close(last[b], alone[-9:], **CLOSE)
+
+
+def test_every_parameter_learns(model):
+    ids = tokens(2, 48)
+    model.train()(ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_gradients_flow_through_a_cut(model):
+    ids = tokens(2, 40)
+    grads = []
+    for cut in (None, 19):
+        model.zero_grad()
+        cache = None if cut is None else model(ids[:, :cut], use_cache=True).past_key_values
+        model(ids[:, cut:], past_key_values=cache).logits[:, -5:].square().sum().backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=2e-4 * float(grad.abs().max()), rtol=1e-4, msg=name)
+
+
+def test_bfloat16_is_finite(name):
+    model = make(name, dtype="bfloat16").train()
+    ids = tokens(2, 48)
+    out = model(ids, labels=ids)
+    out.loss.backward()
+    assert out.logits.dtype == torch.bfloat16
+    assert torch.isfinite(out.logits).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
+def test_checkpointing_gives_the_same_gradients(model, reentrant):
+    ids, grads = tokens(2, 24), []
+    model.train()
+    for on in (False, True):
+        if on:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    for before, after in zip(*grads, strict=True):
+        torch.testing.assert_close(before, after)
+
+
+@torch.no_grad()
+def test_what_else_is_returned(model):
+    ids = tokens(2, 12)
+    out = model(ids, output_hidden_states=True)
+    assert len(out.hidden_states) == TINY["num_hidden_layers"] + 1
+    assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
+    assert torch.equal(model(ids, logits_to_keep=3).logits, out.logits[:, -3:])
+    assert torch.equal(model(inputs_embeds=model.model.embed_tokens(ids)).logits, out.logits)
+    assert isinstance(model(ids, return_dict=False), tuple)
+
+
+@torch.no_grad()
+def test_loss_leaves_out_and_counts(model):
+    ids = tokens(2, 12)
+    labels = ids.clone()
+    labels[:, 5:] = -100
+    logits = model(ids).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :4].flatten(0, 1), ids[:, 1:5].flatten(), reduction="sum")
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected / 8)
+    torch.testing.assert_close(model(ids, labels=labels, num_items_in_batch=16).loss, expected / 16)
