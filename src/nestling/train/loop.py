@@ -116,7 +116,7 @@ def _prepare(config: TrainConfig, out: Path) -> Run:
     model: Any = models.create(config.model, config.size, **fields)
     model.to(device).train()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     forward = torch.compile(model) if config.compile else model
     return Run(config, out, store, model, forward, build(model, config), device)
 
