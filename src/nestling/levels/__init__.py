@@ -1,1 +1,7 @@
-"""levels"""
+"""Levels: which part of a model updates how often, on one time axis counted in tokens (Nested Learning, Sec. 3)."""
+
+from nestling.levels.clock import Level, due, updates
+from nestling.levels.collect import collect
+from nestling.levels.drawing import draw
+
+__all__ = ["Level", "collect", "draw", "due", "updates"]
