@@ -18,7 +18,7 @@ from memory.tables import (
     memory,
 )
 from nestling.errors import InputError
-from nestling.memory.memory import Memory
+from nestling.memory.memory import Memory, pair_steps
 from nestling.memory.parallel import chunked
 from nestling.memory.scan import scan
 
@@ -163,3 +163,8 @@ def test_gradcheck(names: tuple[str, ...]) -> None:
         return y, *state.current, *state.momentum
 
     assert torch.autograd.gradcheck(run, data.tensors(), fast_mode=True)
+
+
+def test_omega_gives_no_step_to_pairs_before_the_first_token() -> None:
+    steps = pair_steps(torch.ones(2, 4), 3, count=1, gamma=None)
+    assert steps[0].tolist() == [[0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]

@@ -163,11 +163,11 @@ class Memory:
             skip = self.window - rule.window
             target = None if sight.target is None else sight.target[..., skip:, :]
             sight = Sight(sight.x[..., skip:, :], sight.delta[..., skip:, :], target)
-            writes.append(rule.write(sight, _pair_steps(step, rule.window, state.count, gamma)))
+            writes.append(rule.write(sight, pair_steps(step, rule.window, state.count, gamma)))
         return writes, past
 
 
-def _pair_steps(eta: Tensor, window: int, count: int, gamma: Tensor | None) -> Tensor:
+def pair_steps(eta: Tensor, window: int, count: int, gamma: Tensor | None) -> Tensor:
     """Steps `(..., T, window)` of the pairs in each token's window, zero for pairs before the first token."""
     if window == 1:
         return eta
