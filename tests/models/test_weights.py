@@ -18,7 +18,8 @@ class Special(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        nn.init.constant_(self.rate.bias, -3.0)
+        with torch.no_grad():
+            self.rate.bias.fill_(-3.0)
 
     def forward(self, x, state=None, lengths=None, keep=False):
         return self.output(self.rate(x)), {} if keep else None

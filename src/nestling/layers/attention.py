@@ -140,6 +140,7 @@ class Attention(nn.Module):
         first = old or 0
         if count is not None and old is None:
             first = count.to(device)[:, None, None, None]
+        # Padding behind the last row sees what that row sees: attention over nothing is not defined everywhere.
         place = (first + torch.arange(length, device=device)[:, None]).clamp(max=rows - 1)
         row = torch.arange(rows, device=device)
         seen = row <= place

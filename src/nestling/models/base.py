@@ -54,8 +54,8 @@ class NestlingPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Start one module; transformers comes here for children before their parents.
 
-        A module with special values sets them in `reset_parameters`, with torch.nn.init functions, which leave loaded
-        parameters alone. As parents come last, a mixer's own `reset_parameters` also has the say over its children.
+        A module with special values sets them in `reset_parameters`, which isn't called when all its parameters were
+        loaded. As parents come last, a mixer's own `reset_parameters` also has the say over its children.
         """
         # Held down where the model is wide, so that its first predictions stay near the uniform ones.
         deviation = min(self.config.initializer_range, (2 / (5 * self.config.hidden_size)) ** 0.5)
