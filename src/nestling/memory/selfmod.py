@@ -20,7 +20,6 @@ Shapes: B batch, H heads, N = B * H, T tokens, d head width, M updated memories,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -30,9 +29,9 @@ import torch
 from torch import Tensor
 
 from nestling.errors import InputError
-from nestling.memory import chunk
 from nestling.memory.memory import Memory, State
 from nestling.memory.scan import scan as scan_memory
+from nestling.memory.stack import Advance, Piece, Stack, advance, cuts
 from nestling.memory.structure import fixed
 
 PROJECTIONS = ("v", "k", "eta", "alpha", "q")
@@ -92,72 +91,6 @@ class Carried(NamedTuple):
     count: Tensor
 
 
-class Piece(NamedTuple):
-    """Tokens of one chunk as a stack of memories sees them: what an `Advance` works on.
-
-    anchors, boundary weights, deviations at the boundary and now, momentum: per layer `(M, N, out, in)`;
-    k `(N, C, d)`, target `(M, N, C, d)`, eta and alpha `(N, C)`, beta `(N, C)` or None, q `(N, C, d)`: queries of the
-    last memory of the stack, or None. live `(N, C)`: with momentum and padding, 0 where a token is padding.
-    """
-
-    anchors: tuple[Tensor | None, ...]
-    weights: tuple[Tensor, ...]
-    boundary: tuple[Tensor, ...]
-    current: tuple[Tensor, ...]
-    momentum: tuple[Tensor, ...]
-    k: Tensor
-    target: Tensor
-    eta: Tensor
-    alpha: Tensor
-    beta: Tensor | None
-    live: Tensor | None
-    q: Tensor | None
-
-    def stack(self, part: slice) -> Piece:
-        """The same for some of the memories; queries belong to the last one."""
-        cut = [tuple(None if w is None else w[part] for w in group) for group in self[:5]]
-        q = self.q if part.stop is None else None
-        return Piece(*cut, self.k, self.target[part], *self[7:11], q)
-
-
-Advance = Callable[[Memory, Piece], tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]]
-"""One chunk of a stack: `(y (N, C, d) or None, deviations, momentum)` after its last token."""
-
-
-def advance(memory: Memory, piece: Piece) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One chunk in the closed form of the chunk algebra, for every combination of choices."""
-    if piece.q is not None and piece.target.shape[0] > 1:
-        _, *rest = advance(memory, piece.stack(slice(None, -1)))
-        y, *last = advance(memory, piece.stack(slice(-1, None)))
-        deviations, momentum = (
-            [torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(rest, last, strict=True)
-        )
-        return y, tuple(deviations), tuple(momentum)
-    sights = memory.structure.writes(piece.weights, piece.k, piece.target, memory.objective)
-    linears = list(fixed(piece.weights))
-    deviations, momentum = list(piece.current), list(piece.momentum)
-    log_alpha = chunk.log_decay(piece.alpha)
-    gain = log_beta = None
-    if piece.beta is not None and memory.momentum is not None:
-        gain, log_beta = memory.momentum.gain(piece.beta).unsqueeze(-1), chunk.log_decay(piece.beta)
-    for layer, (rule, sight) in enumerate(zip(memory.layer_rules, sights, strict=True)):
-        write = rule.write(sight, piece.eta)
-        if write is None:
-            continue
-        y = write.y if gain is None else write.y * gain
-        s = piece.momentum[layer] if piece.momentum else None
-        states = chunk.solve(
-            piece.anchors[layer], piece.current[layer], write.x, y, write.xi, log_alpha, log_beta, s, live=piece.live
-        )
-        if memory.read != "boundary":
-            linears[layer] = lambda x, states=states: states.read(x, previous=memory.read == "previous")
-        deviations[layer], s = states.last()
-        if s is not None:
-            momentum[layer] = s
-    y = None if piece.q is None else memory.structure.forward(linears, piece.q.unsqueeze(0)).squeeze(0)
-    return y, tuple(deviations), tuple(momentum)
-
-
 @dataclass(frozen=True)
 class SelfModifying:
     """The choices of a self-modifying memory.
@@ -210,14 +143,10 @@ class SelfModifying:
         """The updated memories, in the order of the state."""
         return tuple(name for name in self.names if name in self.updated)
 
-    def groups(self, last: bool) -> list[tuple[slice, int]]:
-        """Parts of the stack that advance together, with their chunk lengths; `last`: only what is read still moves."""
-        size = self.memory.chunk_size
-        if last or len(self.stack) == 1:
-            return [(slice(-1, None), size)]
-        if self.projection_chunk_size == size:
-            return [(slice(0, None), size)]
-        return [(slice(0, -1), self.projection_chunk_size), (slice(-1, None), size)]
+    @property
+    def joint(self) -> bool:
+        """All updated memories share one chunk length, so they advance as one stack."""
+        return self.projection_chunk_size == self.memory.chunk_size or len(self.stack) == 1
 
     def start(self, slow: Slow, batch: int) -> Carried:
         """The state at the start of a context."""
@@ -240,33 +169,42 @@ def chunked(
     Any T, from any state; the sequences of a batch may stand at different places. `advance` does one chunk.
     """
     run = _Run(config, slow, inputs, carried, advance)
+    points = cuts(run.count, 0, run.length, config.projection_chunk_size) if run.adaptive else [0, run.length]
     outputs = []
-    cuts = run.cuts()
-    for start, stop in pairwise(cuts):
-        outputs.append(run.piece(start, stop, last=stop == cuts[-1] and not keep))
-    batch, heads = inputs.key.shape[:2]
-    y = torch.cat(outputs, 1).unflatten(0, (batch, heads))
+    for start, stop in pairwise(points):
+        outputs += run.span(start, stop, closing=stop == run.length and not keep)
+    y = torch.cat(outputs, 1).unflatten(0, inputs.key.shape[:2])
     return y, run.carried() if keep else None
 
 
+class _Rows(NamedTuple):
+    """What the projections gave for the tokens of one of their chunks, heads folded into the batch."""
+
+    k: Tensor
+    v: Tensor
+    eta: Tensor
+    alpha: Tensor
+    beta: Tensor | None
+    q: Tensor | None
+    live: Tensor | None
+
+    def cut(self, now: slice) -> _Rows:
+        """Some of the tokens."""
+        return _Rows(*(None if x is None else x[:, now] for x in self))  # pyright: ignore[reportArgumentType]
+
+
 class _Run:
-    """One pass of `chunked`: the stack's state and the rows of the sequence, heads folded into the batch."""
+    """One pass of `chunked`: the stacks' states and the rows of the sequence, heads folded into the batch."""
 
     def __init__(self, config: SelfModifying, slow: Slow, inputs: Inputs, carried: Carried | None, advance: Advance):
         self.config, self.memory, self.advance = config, config.memory, advance
         self.batch, self.heads, self.length, _ = inputs.key.shape
         self.slow = Slow(
             tuple(w.unsqueeze(1).expand(-1, self.batch, *w.shape[1:]).flatten(1, 2) for w in slow.initial),
-            *(self._per_row(w) for w in slow[1:]),
+            *(w.unsqueeze(-1).repeat(self.batch, *(1,) * w.dim()) for w in slow[1:]),
         )
         carried = config.start(slow, self.batch) if carried is None else carried
-        self.boundary, self.current, self.momentum = (
-            [w.transpose(0, 1).flatten(1, 2) for w in group] for group in carried[:3]
-        )
-        if carried.boundary is carried.current:
-            self.boundary = self.current
         self.count = carried.count
-        self.anchors = self._anchors()
         self.x = {"v": inputs.value.flatten(0, 1), "q": inputs.query.flatten(0, 1)}
         self.x["k"] = self.x["eta"] = self.x["alpha"] = inputs.key.flatten(0, 1)
         self.beta = None if inputs.beta is None else inputs.beta.flatten(0, 1)
@@ -275,18 +213,7 @@ class _Run:
         self.adaptive = [name for name in config.stack if name != CONTENT]
         self.stacked = torch.stack([self.x[name] for name in self.adaptive]) if self.adaptive else None
         self.fixed = self._read_fixed()
-
-    def _per_row(self, weight: Tensor) -> Tensor:
-        """`(H, d)` or `(H,)` for every row: `(N, d, 1)` or `(N, 1)`."""
-        return weight.unsqueeze(-1).repeat(self.batch, *(1,) * weight.dim())
-
-    def _anchors(self) -> list[Tensor | None]:
-        if self.memory.retention.anchor == "zero":
-            return [None] * len(self.slow.initial)
-        names = self.config.names
-        if self.config.stack == names:
-            return list(self.slow.initial)
-        return [w[[names.index(name) for name in self.config.stack]] for w in self.slow.initial]
+        self.stacks = self._stacks(carried)
 
     def _read_fixed(self) -> dict[str, Tensor]:
         """What the projections that never change give for the whole sequence."""
@@ -297,81 +224,88 @@ class _Run:
                 out[name] = self.memory.structure.forward(fixed(weights), self.x[name])
         return out
 
-    def cuts(self) -> list[int]:
-        """Where chunks of any sequence begin, 0 and T included."""
-        phase = (self.count % self.memory.chunk_size).unique()
+    def _stacks(self, carried: Carried) -> list[Stack]:
+        """The updated memories as one stack, or the projections and the content memory as two."""
+        whole = [[w.transpose(0, 1).flatten(1, 2) for w in group] for group in carried[:3]]
+        index = [self.config.names.index(name) for name in self.config.stack]
+        initial = self.slow.initial if len(index) == len(self.config.names) else [w[index] for w in self.slow.initial]
+        anchors = [None if self.memory.retention.anchor == "zero" else w for w in initial]
         size = self.memory.chunk_size
-        inner = {t for p in phase.tolist() for t in range(size - p, self.length, size)}
-        return [0, *sorted(inner), self.length]
+        parts = [(slice(None), size)]
+        if not self.config.joint:
+            parts = [(slice(-1), self.config.projection_chunk_size), (slice(-1, None), size)]
+        return [
+            Stack(size, *([None if w is None else w[part] for w in group] for group in (anchors, *whole)))  # pyright: ignore[reportArgumentType]
+            for part, size in parts
+        ]
 
-    def _turn(self, start: int) -> None:
-        """Move the boundary of every group whose chunk begins here, in the sequences that have not ended."""
-        for part, size in self.config.groups(last=False):
-            begins = ((self.count + start) % size == 0) & (start < self.lengths)
-            if bool(begins.all()) and part.start == 0 and part.stop is None:
-                self.boundary = self.current
-            elif bool(begins.any()):
-                rows = begins.repeat_interleave(self.heads).to(self.current[0].device)[:, None, None]
-                parts = zip(self.boundary, self.current, strict=True)
-                self.boundary = [_replace(old, part, torch.where(rows, new[part], old[part])) for old, new in parts]
+    def span(self, start: int, stop: int, closing: bool) -> list[Tensor]:
+        """Advance over tokens `[start, stop)`, which lie in one projection chunk of every sequence.
 
-    def piece(self, start: int, stop: int, last: bool) -> Tensor:
-        """Advance over tokens `[start, stop)`, which lie in one chunk of every sequence; returns `y (N, C, d)`."""
-        self._turn(start)
+        Returns outputs `(N, ., d)` piece by piece. `closing`: nothing comes after, so only what is read here moves.
+        """
+        content = self.stacks[-1]
+        if self.adaptive:
+            self._turn(self.stacks[0], start)
+        rows = self._project(start, stop)
+        if self.config.joint and self.adaptive:
+            return [self._advance(content, rows, closing)]
+        if self.adaptive and not closing:
+            self._advance(self.stacks[0], rows._replace(q=None), False)
+        outputs = []
+        for a, b in pairwise(cuts(self.count, start, stop, content.size)):
+            self._turn(content, a)
+            outputs.append(self._advance(content, rows.cut(slice(a - start, b - start)), closing and b == stop))
+        return outputs
+
+    def _turn(self, stack: Stack, start: int) -> None:
+        begins = ((self.count + start) % stack.size == 0) & (start < self.lengths)
+        stack.turn(begins.repeat_interleave(self.heads))
+
+    def _project(self, start: int, stop: int) -> _Rows:
+        """Keys, values, gates and queries of tokens `[start, stop)`, read at the projections' boundary."""
         now = slice(start, stop)
-        weights = [d if a is None else a + d for a, d in zip(self.anchors, self.boundary, strict=True)]
         read = {name: x[:, now] for name, x in self.fixed.items()}
         if self.stacked is not None:
-            linears = fixed([w[:-1] for w in weights])
-            out = self.memory.structure.forward(linears, self.stacked[:, :, now])
-            read |= zip(self.adaptive, out.unbind(0), strict=True)
-        k, v = unit(read["k"]), unit(read["v"])
-        eta, alpha = self._gates(read["eta"], read["alpha"], now)
+            weights = [w[: len(self.adaptive)] for w in self.stacks[0].weights()]
+            read |= zip(self.adaptive, self._read(weights, self.stacked[:, :, now]).unbind(0), strict=True)
+        eta = step_size((read["eta"] @ self.slow.eta_weight).squeeze(-1) + self.slow.eta_bias)
+        alpha = torch.sigmoid((read["alpha"] @ self.slow.alpha_weight).squeeze(-1) + self.slow.alpha_bias)
+        beta, live = None if self.beta is None else self.beta[:, now], None
+        if self.live is not None:
+            dead = ~self.live[:, now]
+            eta, alpha = eta.masked_fill(dead, 0), alpha.masked_fill(dead, 1)
+            if beta is not None:
+                beta, live = beta.masked_fill(dead, 1), self.live[:, now].to(beta.dtype)
         q = unit(read["q"]) if "q" in read else self.x["q"][:, now]
-        target = v.expand(len(self.config.stack), *v.shape)
+        return _Rows(unit(read["k"]), unit(read["v"]), eta, alpha, beta, q, live)
+
+    def _read(self, weights: list[Tensor], x: Tensor) -> Tensor:
+        return self.memory.structure.forward(fixed(weights), x)
+
+    def _advance(self, stack: Stack, rows: _Rows, closing: bool) -> Tensor | None:
+        """Advance a stack over rows of one of its chunks; `closing`: only the content memory, only to be read."""
+        anchors, weights, current, momentum = stack.anchors, stack.weights(), stack.current, stack.momentum
+        if closing:
+            anchors = [None if w is None else w[-1:] for w in anchors]
+            weights, current, momentum = ([w[-1:] for w in group] for group in (weights, current, momentum))
+        target = rows.v.expand(len(current[0]), *rows.v.shape)
         if self.config.own_targets:
-            target = unit(self.memory.structure.forward(fixed(weights), target))
-        beta = None if self.beta is None else self.beta[:, now]
-        live = None
-        if beta is not None and self.live is not None:
-            beta, live = beta.masked_fill(~self.live[:, now], 1), self.live[:, now].to(beta.dtype)
-        state = (tuple(g) for g in (self.anchors, weights, self.boundary, self.current, self.momentum))
-        whole = Piece(*state, k, target, eta, alpha, beta, live, q)
-        return self._advance(whole, last)
-
-    def _gates(self, eta: Tensor, alpha: Tensor, now: slice) -> tuple[Tensor, Tensor]:
-        """Step sizes and retentions `(N, C)`; padding takes no step and forgets nothing."""
-        eta = step_size((eta @ self.slow.eta_weight).squeeze(-1) + self.slow.eta_bias)
-        alpha = torch.sigmoid((alpha @ self.slow.alpha_weight).squeeze(-1) + self.slow.alpha_bias)
-        if self.live is None:
-            return eta, alpha
-        dead = ~self.live[:, now]
-        return eta.masked_fill(dead, 0), alpha.masked_fill(dead, 1)
-
-    def _advance(self, whole: Piece, last: bool) -> Tensor:
-        y = None
-        current, momentum = list(self.current), list(self.momentum)
-        for part, _ in self.config.groups(last):
-            out, deviations, s = self.advance(self.memory, whole.stack(part))
-            y = out if out is not None else y
-            current = [_replace(old, part, new) for old, new in zip(current, deviations, strict=True)]
-            momentum = [_replace(old, part, new) for old, new in zip(momentum, s, strict=True)]
-        self.current, self.momentum = current, momentum
-        assert y is not None
+            target = unit(self._read(weights, target))
+        k, _, eta, alpha, beta, q, live = rows
+        piece = Piece(anchors, weights, current, momentum, target, k, eta, alpha, beta, q, live, stack.fresh)
+        y, deviations, momentum = self.advance(self.memory, piece)
+        if not closing:
+            stack.current, stack.momentum = deviations, momentum
         return y
 
     def carried(self) -> Carried:
         """The state after the last live token."""
-        groups = [self.boundary, self.current, self.momentum]
-        folded = (tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1) for w in g) for g in groups)
+        folded = []
+        for groups in zip(*((s.boundary, s.current, s.momentum) for s in self.stacks), strict=True):
+            layers = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*groups, strict=True))
+            folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1) for w in layers))
         return Carried(*folded, self.count + self.lengths)
-
-
-def _replace(old: Tensor, part: slice, new: Tensor) -> Tensor:
-    """`old` with `old[part] = new`, for the leading or trailing part of a stack."""
-    if part.start == 0 and part.stop is None:
-        return new
-    return torch.cat([new, old[-1:]]) if part.start == 0 else torch.cat([old[:-1], new])
 
 
 def scan(config: SelfModifying, slow: Slow, inputs: Inputs, carried: None = None) -> tuple[Tensor, dict[str, State]]:

@@ -1,0 +1,283 @@
+"""The Continuum Memory System: MLP blocks, each with a level of its own (Nested Learning, Sec. 7.1, Eq. 70-74).
+
+A block adds `f(n) = W1 gelu(W2 n)` to its input, `n` the input or, behind the first block, its normalized form; one
+block without a signal is the feed-forward block of a Transformer. What moves a block's weights is its signal:
+
+    none    the outer optimizer only
+    self    besides, every `chunk_size` tokens, a regression of its own: the residual memory M(x) = x + f(x) learns the
+            pair (n_t, M(P n_t)), P a slow projection: the block generates its own target, as in Sec. 8.1
+
+and the variants say how blocks are joined:
+
+    sequential   a chain (Eq. 70); initial states are learned at the slowest level (Eq. 73)
+    nested       a chain; whenever a slower block is updated, the next faster one is re-initialized, from a state that
+                 the slower block's level learns: it moves part of the way to where the faster block got (Eq. 72)
+    independent  all blocks read the same input; their outputs are summed with learned weights (Eq. 74)
+
+Letters: B batch, T tokens, D model width, I hidden width of a block.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nestling.errors import InputError
+from nestling.layers.residual import Output
+from nestling.layers.stream import full
+from nestling.levels.clock import Level
+from nestling.memory.dgd import DGD
+from nestling.memory.gd import GD
+from nestling.memory.memory import Memory
+from nestling.memory.selfmod import step_size
+from nestling.memory.stack import Piece, Stack, advance, cuts
+from nestling.memory.structure import fixed
+
+Signal = Literal["none", "self"]
+RuleName = Literal["gd", "dgd"]
+Variant = Literal["sequential", "nested", "independent"]
+LONGEST_PIECE = 256
+"""Tokens written at once: a chunk's work grows with the square of its pieces' length."""
+
+
+@dataclass(frozen=True)
+class CMSLevel:
+    """One block.
+
+    signal: what moves it besides the outer optimizer. chunk_size: tokens between its updates in context.
+    rule: of its read-out: "gd" averages the chunk's gradients, "dgd" takes proximal steps; the inner layer averages.
+    """
+
+    signal: Signal = "none"
+    chunk_size: int = 256
+    rule: RuleName = "gd"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("signal", self.signal, get_args(Signal)),
+            ("rule", self.rule, get_args(RuleName)),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name}='{value}' of a level is unknown: choose one of {', '.join(allowed)}.")
+        if self.chunk_size < 1:
+            raise InputError(f"chunk_size={self.chunk_size} of a level must be at least 1.")
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that a block with a signal of its own is."""
+        mean = GD(step="implicit", scale=1 / self.chunk_size)
+        return Memory(rules=(DGD() if self.rule == "dgd" else mean, mean), read="boundary", chunk_size=self.chunk_size)
+
+
+class CMSBlock(nn.Module):
+    """One MLP block of the system. Its weights are initial states where it has a signal of its own."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, level: CMSLevel):
+        super().__init__()
+        self.level, self.memory = level, level.memory
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.output = Output(intermediate_size, hidden_size)
+        if level.signal == "self":
+            self.value = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.gates = nn.Linear(hidden_size, 2)
+            self.gates._no_weight_decay = True  # pyright: ignore[reportArgumentType]
+
+    def reset_parameters(self) -> None:
+        """A full step for a chunk, and half of the deviation kept over four chunks."""
+        if self.level.signal == "self":
+            nn.init.normal_(self.value.weight, std=self.value.in_features**-0.5)
+            nn.init.zeros_(self.gates.weight)
+            nn.init.zeros_(self.gates.bias)
+            with torch.no_grad():
+                self.gates.bias[1] = -math.log(math.expm1(math.log(2) / (4 * self.level.chunk_size)))
+
+    def static(self, n: Tensor) -> Tensor:
+        """`f(n)` at the initial state, (B, T, D)."""
+        return self.output(functional.gelu(self.up(n)))
+
+    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+        """Initial states of W1 and W2 as a stack of one memory, `(1, 1, out, in)`."""
+        return [w.to(dtype)[None, None] for w in (self.output.weight, self.up.weight)]
+
+    def rates(self, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Step sizes, per unit of `|n|^2`, and retentions, (B, T) each."""
+        eta, alpha = self.gates(n).to(torch.promote_types(n.dtype, torch.float32)).unbind(-1)
+        return step_size(eta) / n.shape[-1], torch.sigmoid(alpha)
+
+
+class ContinuumMemory(nn.Module):
+    """A chain, or a weighted sum, of blocks at several levels.
+
+    Args:
+        hidden_size: model width D.
+        intermediate_size: hidden widths of all blocks together; each has an equal share.
+        levels: the blocks in the order in which they are applied.
+        variant: how they are joined. "nested" needs every level to have a signal of its own and each chunk length to
+            be a multiple of the next.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        levels: Sequence[CMSLevel] = (CMSLevel(),),
+        variant: str = "sequential",
+    ):
+        super().__init__()
+        check_levels(intermediate_size, levels, variant)
+        self.variant = variant
+        share = intermediate_size // len(levels)
+        self.blocks = nn.ModuleList(CMSBlock(hidden_size, share, level) for level in levels)
+        if variant == "independent":
+            self.mix = nn.Parameter(torch.empty(len(levels)))
+        if variant == "nested":
+            self.transfer = nn.Parameter(torch.empty(len(levels) - 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """An equal sum; half of the way from context to context."""
+        if self.variant == "independent":
+            nn.init.ones_(self.mix)
+        if self.variant == "nested":
+            nn.init.zeros_(self.transfer)
+
+    def forward(
+        self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False
+    ) -> tuple[Tensor, dict | None]:
+        """x (B, T, D) -> (B, T, D): the sum of the blocks' `f`.
+
+        The state holds, for each block l with a signal of its own, "block{l}": deviations "boundary{i}", "current{i}"
+        (and, nested, "origin{i}") (B, out, in) of its linear layers i, and the tokens seen, "count" (B,).
+        """
+        y, kept = torch.zeros_like(x), {}
+        for index, block in enumerate(self.blocks):
+            n = x
+            if index and self.variant != "independent":
+                n = functional.rms_norm(x + y, x.shape[-1:], eps=1e-5)
+            if block.level.signal == "none":
+                f = block.static(n)
+            else:
+                before = None if state is None else state[f"block{index}"]
+                f, after = _Pass(block, n, before, lengths, *self._context(index)).run(keep)
+                kept[f"block{index}"] = after
+            y = y + (f * self.mix[index] if self.variant == "independent" else f)
+        return y, kept if keep else None
+
+    def _context(self, index: int) -> tuple[int | None, Tensor | None]:
+        """Tokens after which a nested block starts anew, and how far its starting point moves then."""
+        if self.variant != "nested" or index == 0:
+            return None, None
+        return self.blocks[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
+
+    def levels(self) -> list[Level]:
+        """The blocks with a signal of their own."""
+        own = [block for block in self.blocks if block.level.signal == "self"]
+        return [
+            Level(
+                f"CMS {b.level.chunk_size}",
+                b.level.chunk_size,
+                "memory",
+                "errors of its chunk",
+                2 * b.up.weight.numel(),
+            )
+            for b in own
+        ]
+
+
+def check_levels(intermediate_size: int, levels: Sequence[CMSLevel], variant: str) -> None:
+    """Raise InputError where levels and variant contradict each other."""
+    if variant not in get_args(Variant):
+        raise InputError(f"variant='{variant}' is unknown: choose one of {', '.join(get_args(Variant))}.")
+    if not 1 <= len(levels) <= intermediate_size:
+        raise InputError(f"{len(levels)} levels share intermediate_size={intermediate_size}: give at least 1 each.")
+    if variant != "nested":
+        return
+    if any(level.signal != "self" for level in levels):
+        raise InputError("variant='nested' needs signal='self' on every level: a level without it has no context.")
+    for slow, fast in pairwise(levels):
+        if slow.chunk_size % fast.chunk_size or slow.chunk_size == fast.chunk_size:
+            raise InputError(
+                f"variant='nested' needs each chunk_size to be a multiple of the next, but {slow.chunk_size} stands "
+                f"before {fast.chunk_size}: list the slowest level first."
+            )
+
+
+class _Pass:
+    """One block over one call's tokens."""
+
+    def __init__(
+        self,
+        block: CMSBlock,
+        n: Tensor,
+        state: dict | None,
+        lengths: Tensor | None,
+        context: int | None,
+        transfer: Tensor | None,
+    ):
+        self.block, self.kind, self.context, self.transfer = block, n.dtype, context, transfer
+        dtype = torch.promote_types(n.dtype, torch.float32)
+        batch, length, _ = n.shape
+        self.value, (self.eta, self.alpha) = block.value(n).to(dtype), block.rates(n)
+        self.n, self.length = n.to(dtype), length
+        self.count = full(batch, 0) if state is None else state["count"]
+        self.lengths = full(batch, length) if lengths is None else lengths
+        if lengths is not None:
+            dead = (torch.arange(length) >= lengths[:, None]).to(n.device)
+            self.eta, self.alpha = self.eta.masked_fill(dead, 0), self.alpha.masked_fill(dead, 1)
+        initial = [w.to(dtype)[None, None] for w in (block.output.weight, block.up.weight)]
+        zeros = [w.new_zeros(1, batch, *w.shape[2:]) for w in initial]
+        read = lambda name: zeros if state is None else [state[f"{name}{i}"][None] for i in range(2)]  # noqa: E731
+        self.origin = read("origin") if context else zeros
+        self.initial = initial
+        self.stack = Stack(block.level.chunk_size, self._anchors(), read("boundary"), read("current"), ())
+
+    def _anchors(self) -> list[Tensor]:
+        return [w + o for w, o in zip(self.initial, self.origin, strict=True)]
+
+    def run(self, keep: bool) -> tuple[Tensor, dict | None]:
+        """`f` (B, T, D) and the state after the last real token."""
+        outputs = []
+        with torch.autocast(self.n.device.type, enabled=False):
+            points = cuts(self.count, 0, self.length, self.stack.size)
+            points = sorted({*points, *(t for a, b in pairwise(points) for t in range(a, b, LONGEST_PIECE))})
+            for start, stop in pairwise(points):
+                outputs.append(self._piece(start, stop, closing=stop == self.length and not keep))
+        return torch.cat(outputs, 1).to(self.kind), self._kept() if keep else None
+
+    def _piece(self, start: int, stop: int, closing: bool) -> Tensor:
+        alive = start < self.lengths
+        if self.context:
+            self._restart(((self.count + start) % self.context == 0) & (self.count + start > 0) & alive)
+        self.stack.turn(((self.count + start) % self.stack.size == 0) & alive)
+        weights, n, now = self.stack.weights(), self.n[:, start:stop], slice(start, stop)
+        forward = self.block.memory.structure.forward
+        if not closing:
+            target = forward(fixed(weights), self.value[None, :, now])
+            rates = self.eta[:, now], self.alpha[:, now]
+            piece = Piece(
+                self.stack.anchors, weights, self.stack.current, (), target, n, *rates, None, None, None, False
+            )
+            _, self.stack.current, _ = advance(self.block.memory, piece)
+        return forward(fixed([w[0] for w in weights]), n) - n
+
+    def _restart(self, rows: Tensor) -> None:
+        """Move the starting point of these sequences part of the way to where they are, and start there."""
+        if not bool(rows.any()) or self.transfer is None:
+            return
+        chosen = rows.to(self.n.device)[:, None, None]
+        pairs = list(zip(self.origin, self.stack.current, strict=True))
+        self.origin = [torch.where(chosen, o + self.transfer * d, o) for o, d in pairs]
+        self.stack.current = [torch.where(chosen, torch.zeros_like(d), d) for _, d in pairs]
+        self.stack.anchors = self._anchors()
+
+    def _kept(self) -> dict:
+        groups = {"boundary": self.stack.boundary, "current": self.stack.current}
+        if self.context:
+            groups["origin"] = self.origin
+        kept = {f"{name}{i}": w[0] for name, group in groups.items() for i, w in enumerate(group)}
+        return kept | {"count": self.count + self.lengths}

@@ -1,0 +1,140 @@
+"""Self-modifying Titans as a token mixer (Nested Learning, Sec. 8.1-8.3).
+
+    key input, value input, query = heads of short convolutions of slow projections of x, each of unit length
+    y = self-modifying memory (memory/selfmod.py)
+    out = W_o (norm(y) * silu(W_g x))
+
+Letters: B batch, T tokens, D model width, H heads, d head width, h hidden width of a memory.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nestling.kernels.dispatch import advance_function
+from nestling.layers.conv import ShortConvolution
+from nestling.layers.norm import RMSNorm
+from nestling.layers.residual import Output
+from nestling.levels.clock import Level
+from nestling.memory.selfmod import Carried, Inputs, SelfModifying, Slow, chunked, unit
+from nestling.memory.structure import ResidualMLP
+
+START_STEP = 0.5
+"""Step size of every head at the start."""
+START_MEMORY = (30.0, 300.0)
+"""Tokens after which the first and the last head have forgotten all but 1/e, at the start; the others lie between."""
+
+
+class SelfModifyingTitans(nn.Module):
+    """Heads of self-modifying memories.
+
+    Args:
+        hidden_size: model width D.
+        heads: number of heads H, which divides D.
+        memory_hidden_size: hidden width h of each memory.
+        memory: what the memories are and which of them change in context.
+        kernel: who computes a chunk, see kernels/dispatch.py.
+        retention: False fixes every alpha_t at 1.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        memory_hidden_size: int,
+        memory: SelfModifying,
+        kernel: str = "auto",
+        retention: bool = True,
+    ):
+        super().__init__()
+        self.heads, self.width, self.retention = heads, hidden_size // heads, retention
+        self.memory, self.advance = memory, advance_function(memory.memory, kernel)
+        self.project = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.conv = ShortConvolution(3 * hidden_size)
+        self.momentum = None if memory.memory.momentum is None else nn.Linear(hidden_size, heads)
+        shapes = memory.memory.structure.shapes(self.width, self.width, memory_hidden_size)
+        self.initial = nn.ParameterList(torch.empty(len(memory.names), heads, *shape) for shape in shapes)
+        self.gate_weight = nn.Parameter(torch.empty(2, heads, self.width))
+        self.gate_bias = nn.Parameter(torch.empty(2, heads))
+        self.norm = RMSNorm(self.width)
+        self.output = Output(hidden_size, hidden_size)
+        for parameter in (*self.initial, self.gate_weight, self.gate_bias):
+            parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Inner layers like any linear layer, read-outs small, so that a memory starts near the identity."""
+        residual = isinstance(self.memory.memory.structure, ResidualMLP)
+        for index, weight in enumerate(self.initial):
+            nn.init.normal_(weight, std=(0.2 if residual and index == 0 else 1.0) / math.sqrt(weight.shape[-1]))
+        nn.init.normal_(self.gate_weight, std=1 / math.sqrt(self.width))
+        with torch.no_grad():
+            start = torch.logspace(*(math.log10(n) for n in START_MEMORY), self.heads)
+            nn.init.constant_(self.gate_bias[0], math.log(START_STEP))
+            self.gate_bias[1].copy_(torch.log(start - 1))
+        if self.momentum is not None:
+            nn.init.zeros_(self.momentum.weight)
+            nn.init.constant_(self.momentum.bias, -1.0)
+
+    def forward(
+        self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False
+    ) -> tuple[Tensor, dict | None]:
+        """x (B, T, D) -> (B, T, D).
+
+        The state holds the convolution's rows and, for each linear layer i of the updated memories, deviations
+        "boundary{i}" and "current{i}" (and "momentum{i}") (B, M, H, out, in), and the tokens seen, "count" (B,).
+        """
+        projected = self.project(x)
+        rows, gate = projected.split([3 * self.heads * self.width, self.heads * self.width], -1)
+        rows, tail = self.conv(rows, None if state is None else state["conv"], lengths, keep)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            key, value, query = unit(rows.to(dtype).unflatten(-1, (3, self.heads, self.width))).permute(2, 0, 3, 1, 4)
+            inputs = Inputs(key, value, query, self._beta(x, dtype), self._live(lengths, x))
+            slow = self._slow(dtype)
+            y, carried = chunked(self.memory, slow, inputs, _carried(state), keep, self.advance)
+        y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2) * functional.silu(gate)
+        return self.output(y), {"conv": tail, **_kept(carried)} if carried is not None else None
+
+    def _beta(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
+        return None if self.momentum is None else torch.sigmoid(self.momentum(x).to(dtype)).transpose(1, 2)
+
+    def _live(self, lengths: Tensor | None, x: Tensor) -> Tensor | None:
+        if lengths is None:
+            return None
+        return (torch.arange(x.shape[1]) < lengths[:, None]).to(x.device)
+
+    def _slow(self, dtype: torch.dtype) -> Slow:
+        eta, alpha = self.gate_weight.to(dtype)
+        eta_bias, alpha_bias = self.gate_bias.to(dtype)
+        if not self.retention:
+            alpha, alpha_bias = torch.zeros_like(alpha), torch.full_like(alpha_bias, math.inf)
+        return Slow(tuple(w.to(dtype) for w in self.initial), eta, eta_bias, alpha, alpha_bias)
+
+    def levels(self) -> list[Level]:
+        """The content memory, and the projections that change in context."""
+        own = sum(w[0].numel() for w in self.initial)
+        adaptive, config = len(self.memory.stack) - 1, self.memory
+        levels = [Level("content memory", config.memory.chunk_size, "memory", "keys and values of its chunk", own)]
+        if adaptive:
+            names = ", ".join(self.memory.stack[:-1])
+            size = config.projection_chunk_size
+            levels.append(Level(f"projections ({names})", size, "memory", "keys and its own targets", adaptive * own))
+        return levels
+
+
+def _carried(state: dict | None) -> Carried | None:
+    if state is None:
+        return None
+    groups = []
+    for name in ("boundary", "current", "momentum"):
+        keys = sorted(key for key in state if key.startswith(name))
+        groups.append(tuple(state[key] for key in keys))
+    return Carried(*groups, state["count"])
+
+
+def _kept(carried: Carried) -> dict:
+    groups = zip(("boundary", "current", "momentum"), carried[:3], strict=True)
+    return {f"{name}{i}": w for name, group in groups for i, w in enumerate(group)} | {"count": carried.count}

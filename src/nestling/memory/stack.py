@@ -1,0 +1,129 @@
+"""Stacks: memories of one kind that advance together over the chunks of a batch, and the step of one chunk.
+
+Shapes: M memories of the stack, N independent rows (batch times heads), C tokens of a piece of a chunk, d key width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nestling.memory import chunk
+from nestling.memory.memory import Memory
+from nestling.memory.rule import Write
+from nestling.memory.structure import fixed
+
+Layers = Sequence[Tensor]
+"""One tensor `(M, N, out, in)` for each linear layer of the structure."""
+Advanced = tuple[Tensor | None, Layers, Layers]
+
+
+class Piece(NamedTuple):
+    """Tokens of one chunk as a stack of memories sees them: what an `Advance` works on.
+
+    anchors, weights at the boundary, deviations now, momentum: per layer `(M, N, out, in)`; k `(N, C, d)`,
+    target `(M, N, C, d)`, eta and alpha `(N, C)`, beta `(N, C)` or None, q `(N, C, d)`: queries of the last memory of
+    the stack, or None. live `(N, C)`: with momentum and padding, 0 where a token is padding. fresh: the tokens begin
+    at a chunk boundary of every sequence.
+    """
+
+    anchors: Sequence[Tensor | None]
+    weights: Layers
+    current: Layers
+    momentum: Layers
+    target: Tensor
+    k: Tensor
+    eta: Tensor
+    alpha: Tensor
+    beta: Tensor | None
+    q: Tensor | None
+    live: Tensor | None
+    fresh: bool
+
+    def part(self, memories: slice, q: Tensor | None) -> Piece:
+        """The same for some of the memories."""
+        weights, current, momentum = ([w[memories] for w in group] for group in self[1:4])
+        anchors = [None if w is None else w[memories] for w in self.anchors]
+        return self._replace(
+            anchors=anchors, weights=weights, current=current, momentum=momentum, target=self.target[memories], q=q
+        )
+
+
+Advance = Callable[[Memory, Piece], Advanced]
+"""One chunk of a stack: `(y (N, C, d) or None, deviations, momentum)` after its last token."""
+
+
+def advance(memory: Memory, piece: Piece) -> Advanced:
+    """One chunk in the closed form of the chunk algebra, for every combination of choices."""
+    if piece.q is not None and piece.target.shape[0] > 1:
+        _, *rest = advance(memory, piece.part(slice(None, -1), None))
+        y, *last = advance(memory, piece.part(slice(-1, None), piece.q))
+        joined = ([torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(rest, last, strict=True))
+        return y, *joined
+    sights = memory.structure.writes(piece.weights, piece.k, piece.target, memory.objective)
+    linears = list(fixed(piece.weights))
+    deviations, momentum = list(piece.current), list(piece.momentum)
+    for layer, (rule, sight) in enumerate(zip(memory.layer_rules, sights, strict=True)):
+        write = rule.write(sight, piece.eta)
+        if write is None:
+            continue
+        states = _states(memory, piece, layer, write)
+        if memory.read != "boundary":
+            linears[layer] = partial(states.read, previous=memory.read == "previous")
+        deviations[layer], s = states.last()
+        if s is not None:
+            momentum[layer] = s
+    y = None if piece.q is None else memory.structure.forward(linears, piece.q.unsqueeze(0)).squeeze(0)
+    return y, deviations, momentum
+
+
+def _states(memory: Memory, piece: Piece, layer: int, write: Write) -> chunk.States:
+    """All states of one layer inside the piece."""
+    y, log_beta, s = write.y, None, None
+    if piece.beta is not None and memory.momentum is not None:
+        y = y * memory.momentum.gain(piece.beta).unsqueeze(-1)
+        log_beta, s = chunk.log_decay(piece.beta), piece.momentum[layer]
+    log_alpha = chunk.log_decay(piece.alpha)
+    deviation = piece.current[layer]
+    return chunk.solve(piece.anchors[layer], deviation, write.x, y, write.xi, log_alpha, log_beta, s, live=piece.live)
+
+
+@dataclass
+class Stack:
+    """Memories that advance together: per layer `(M, N, out, in)`."""
+
+    size: int
+    anchors: Sequence[Tensor | None]
+    boundary: Layers
+    current: Layers
+    momentum: Layers
+    fresh: bool = False
+
+    def turn(self, begins: Tensor) -> None:
+        """Move the boundary in the sequences, `begins` CPU bool (N,), whose chunk begins here."""
+        self.fresh = bool(begins.all())
+        if self.fresh:
+            self.boundary = self.current
+        elif bool(begins.any()):
+            rows = begins.to(self.current[0].device)[:, None, None]
+            pairs = zip(self.current, self.boundary, strict=True)
+            self.boundary = [torch.where(rows, new, old) for new, old in pairs]
+
+    def weights(self) -> list[Tensor]:
+        """The weights at the boundary."""
+        return [d if a is None else a + d for a, d in zip(self.anchors, self.boundary, strict=True)]
+
+
+def cuts(count: Tensor, start: int, stop: int, size: int) -> list[int]:
+    """`start`, `stop`, and where between them a chunk of `size` tokens begins in any sequence.
+
+    `count`: tokens that each sequence has had before position 0, CPU int64 (B,).
+    """
+    phases = ((count + start) % size).unique().tolist()
+    inner = {t for phase in phases for t in range(start + size - phase, stop, size)}
+    return sorted({start, stop} | inner)

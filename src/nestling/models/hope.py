@@ -1,0 +1,103 @@
+"""Hope: self-modifying Titans, then the Continuum Memory System (Nested Learning, Sec. 8.3, Eq. 94-97)."""
+
+from torch import nn
+
+from nestling.errors import InputError
+from nestling.layers.cms import CMSLevel, ContinuumMemory, check_levels
+from nestling.layers.titans import SelfModifyingTitans
+from nestling.memory.dgd import DGD
+from nestling.memory.gd import GD
+from nestling.memory.memory import Memory, Momentum
+from nestling.memory.retention import Decay
+from nestling.memory.rule import Frozen, Rule
+from nestling.memory.selfmod import SelfModifying
+from nestling.models.config import NestlingConfig
+from nestling.models.registry import choice, register
+
+READOUT_RULES = ("dgd-direct", "dgd-surprise", "gd")
+HIDDEN_RULES = ("gd", "dgd-surprise", "frozen")
+
+
+class ContinuumConfig(NestlingConfig):
+    """What Hope and Hope-Attention share: the channel mixer.
+
+    levels: blocks of the Continuum Memory System in the order in which they are applied, each a dict of CMSLevel's
+        fields (signal, chunk_size, rule); None: one block that only the outer optimizer moves.
+    cms_variant: "sequential", "nested" or "independent".
+    """
+
+    levels: list | None = None
+    cms_variant: str = "sequential"
+
+    def check(self) -> None:
+        """Besides the shared fields, the levels must fit together."""
+        super().check()
+        for level in self.levels or []:
+            for name in level:
+                choice("field of a level", name, ("signal", "chunk_size", "rule"))
+        check_levels(self.intermediate_size, self._levels(), self.cms_variant)
+
+    def _levels(self) -> list[CMSLevel]:
+        return [CMSLevel(**level) for level in self.levels or [{}]]
+
+    def channel(self, layer: int) -> nn.Module:
+        """The Continuum Memory System."""
+        return ContinuumMemory(self.hidden_size, self.intermediate_size, self._levels(), self.cms_variant)
+
+
+@register("hope")
+class HopeConfig(ContinuumConfig):
+    """Self-modifying Titans and the Continuum Memory System.
+
+    chunk_size: tokens between boundaries of the content memory; projection_chunk_size: of the others, a multiple.
+    memory_hidden_size: hidden width of each memory; None: the width of a head.
+    memory_updated: memories that change in context, of v, k, eta, alpha, mem and, with adaptive_query, q.
+    memory_rule: of the read-out layer W1, "dgd-direct", "dgd-surprise" or "gd"; memory_hidden_rule: of W2, "gd",
+        "dgd-surprise" or "frozen". Gradient rules average over the chunk.
+    memory_momentum, memory_retention: have them or not. memory_anchor: what retention pulls to, "initial" or "zero".
+    memory_read: "causal", "previous" or "boundary". memory_own_targets: False: all memories learn v_t (Eq. 79-82).
+    kernel: who computes a chunk, "auto", "fused" or "algebra".
+    """
+
+    chunk_size: int = 64
+    projection_chunk_size: int = 64
+    memory_hidden_size: int | None = None
+    memory_updated: list | tuple = ("v", "k", "eta", "alpha", "mem")
+    memory_rule: str = "dgd-direct"
+    memory_hidden_rule: str = "gd"
+    memory_momentum: bool = False
+    memory_retention: bool = True
+    memory_anchor: str = "initial"
+    memory_read: str = "causal"
+    memory_own_targets: bool = True
+    adaptive_query: bool = False
+    kernel: str = "auto"
+
+    def check(self) -> None:
+        """Build the mixer's choices once, so that a mistake shows here."""
+        super().check()
+        choice("memory_rule", self.memory_rule, READOUT_RULES)
+        choice("memory_hidden_rule", self.memory_hidden_rule, HIDDEN_RULES)
+        choice("memory_anchor", self.memory_anchor, ("initial", "zero"))
+        if self.chunk_size < 1:
+            raise InputError(f"chunk_size={self.chunk_size} must be at least 1: give a positive number.")
+        self._memory()
+
+    def _memory(self) -> SelfModifying:
+        mean = GD(step="implicit", scale=1 / self.chunk_size)
+        rules: dict[str, Rule] = {"dgd-direct": DGD(), "dgd-surprise": DGD("surprise"), "gd": mean, "frozen": Frozen()}
+        memory = Memory(
+            rules=(rules[self.memory_rule], rules[self.memory_hidden_rule]),
+            retention=Decay(self.memory_anchor),  # pyright: ignore[reportArgumentType]
+            momentum=Momentum() if self.memory_momentum else None,
+            read=self.memory_read,  # pyright: ignore[reportArgumentType]
+            chunk_size=self.chunk_size,
+        )
+        updated, own = tuple(self.memory_updated), self.memory_own_targets
+        return SelfModifying(memory, self.projection_chunk_size, updated, self.adaptive_query, own)
+
+    def mixer(self, layer: int) -> nn.Module:
+        """Self-modifying Titans."""
+        hidden = self.memory_hidden_size or self.hidden_size // self.num_attention_heads
+        heads, retention = self.num_attention_heads, self.memory_retention
+        return SelfModifyingTitans(self.hidden_size, heads, hidden, self._memory(), self.kernel, retention)
