@@ -64,7 +64,8 @@ def to_end(log_alpha: Tensor) -> Tensor:
 
 def solve_unit_lower(strict: Tensor, rhs: Tensor) -> Tensor:
     """`(I + strict)^{-1} rhs (..., R, o)`; the diagonal and upper triangle of `strict (..., R, R)` are ignored."""
-    return torch.linalg.solve_triangular(strict, rhs, upper=False, unitriangular=True)
+    # From the right on transposes: the backend's result is then contiguous in rows, and nothing is copied.
+    return torch.linalg.solve_triangular(strict.mT, rhs.mT, upper=True, left=False, unitriangular=True).mT
 
 
 class Start(NamedTuple):
