@@ -49,7 +49,7 @@ class _Frame:
         return self.left + (self.right - self.left) * math.log2(max(tokens, 1)) / math.log2(self.end)
 
 
-def draw(levels: Sequence[Level], step_tokens: int, width: int = 760) -> str:
+def draw(levels: Sequence[Level], step_tokens: int, width: int = 840) -> str:
     """One `<svg>` element; also a complete SVG file.
 
     Args:
@@ -67,7 +67,7 @@ def draw(levels: Sequence[Level], step_tokens: int, width: int = 760) -> str:
     stacked = width < 560
     periods = [level.tokens(step_tokens) for level in levels]
     end = 4 * max([period for period in periods if period < math.inf], default=1)
-    frame = _Frame(14 if stacked else 238, width - _RIGHT, max(end, 64), LANE + 14 if stacked else LANE)
+    frame = _Frame(14 if stacked else 290, width - _RIGHT, max(end, 64), LANE + 14 if stacked else LANE)
     height = _TOP + frame.height * len(levels) + _BOTTOM
     parts = [_axis(frame, height)]
     for lane, (level, period) in enumerate(zip(levels, periods, strict=True)):

@@ -1,0 +1,253 @@
+"""One HTML page from run folders: what was measured, curves, levels, a sample of each model, how to do it again."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from nestling.evaluate.charts import Line, chart, thinned
+from nestling.evaluate.compare import measures, verdict
+from nestling.evaluate.runs import Run, load, title
+from nestling.files import replacing
+from nestling.levels.clock import Level
+from nestling.levels.drawing import draw
+
+_SERIES = 6  # colours in page.css
+_WIDE, _NARROW = 480, 350
+
+
+def report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page of these runs to `out` and return that path; an earlier page is replaced as a whole.
+
+    The page needs nothing but itself. See `nestling.evaluate.runs` for the files that are read. Sections without data
+    are left out. Raises InputError for a folder that holds no readable run.
+    """
+    page = render(load(runs))
+    with replacing(out) as scratch:
+        scratch.write_text(page, encoding="utf-8")
+    out.chmod(0o644)
+    return out
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    sections = (_head, _results, _curves, _levels, _samples, _settings, _origin)
+    style = files("nestling.evaluate").joinpath("page.css").read_text(encoding="utf-8")
+    body = "\n".join(part for section in sections for part in section(runs))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(_title(runs))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = list(dict.fromkeys(title(_model(run)) for run in runs))
+    data = list(dict.fromkeys(str(run.train.get("data", "")) for run in runs))
+    on = f" on {' and '.join(data)}" if any(data) else ""
+    return f"{' and '.join(names) if len(names) < 4 else f'{len(names)} models'}{on}"
+
+
+def _head(runs: Sequence[Run]) -> Iterator[str]:
+    machine = runs[0].config.get("machine", {})
+    facts = [
+        datetime.date.today().strftime("%-d %B %Y"),
+        machine.get("processor") if machine.get("device") == "cpu" else machine.get("device"),
+        f"nestling {machine['nestling']}" if "nestling" in machine else None,
+        f"commit {machine['commit'][:10]}" if machine.get("commit") else None,
+    ]
+    yield f"<header><h1>{escape(_title(runs))}</h1>"
+    yield f'<p class="quiet">{escape(" · ".join(fact for fact in facts if fact))}</p></header>'
+
+
+def _results(runs: Sequence[Run]) -> Iterator[str]:
+    if said := verdict(runs):
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
+        yield f'<ul class="findings">{items}</ul>'
+    head = "".join(f'<th scope="col">{_chip(i)}{escape(run.name)}</th>' for i, run in enumerate(runs))
+    rows = []
+    for row in measures(runs):
+        best = row.best()
+        cells = (_cell(text, i in best) for i, text in enumerate(row.texts()))
+        rows.append(f'<tr><th scope="row">{escape(row.name)}</th>{"".join(cells)}</tr>')
+    if rows:
+        yield "<h2>Results</h2>"
+        yield f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>'
+        yield f"<tbody>{''.join(rows)}</tbody></table></div>"
+        if len({_model(run) for run in runs}) == len(runs) > 1:
+            yield '<p class="quiet note">One run of each: another seed moves the losses a little.</p>'
+
+
+def _curves(runs: Sequence[Run]) -> Iterator[str]:
+    figures = [*_loss(runs), *_positions(runs)]
+    if not figures:
+        return
+    yield "<h2>Curves</h2>"
+    items = "".join(f"<li>{_chip(i)}{escape(run.name)}</li>" for i, run in enumerate(runs))
+    yield f'<ul class="legend">{items}</ul><div class="grid-2">{"".join(figures)}</div>'
+
+
+def _loss(runs: Sequence[Run]) -> Iterator[str]:
+    """Training loss, smoothed, and validation, over tokens; in bits per byte where an evaluation gives the factor."""
+    lines, unit = [], all(run.bits for run in runs)
+    for i, run in enumerate(runs):
+        factor = run.bits or 1.0 if unit else 1.0
+        points = [(line["tokens"], line["loss"] * factor) for line in run.steps]
+        settled = points[len(points) // 20 :]  # the first few steps would flatten all the rest
+        valid = [(line["tokens"], line["valid_bpb"]) for line in run.evaluations]
+        lines += [
+            Line(f"{run.name}, training", i % _SERIES, thinned(settled, 400), "faint"),
+            Line(f"{run.name}, training", i % _SERIES, thinned(settled, 40)),
+            Line(f"{run.name}, validation", i % _SERIES, valid if unit else [], "dots"),
+        ]
+    if any(line.points for line in lines):
+        what = "bits per byte" if unit else "nats per token"
+        note = f"Loss in {what}: training (line) and held-out text (dots)."
+        yield _figure("Learning", note, lambda w, h: chart(lines, "tokens trained on", w, h))
+
+
+def _positions(runs: Sequence[Run]) -> Iterator[str]:
+    """Loss by position in the text, for the runs that have it."""
+    lines = []
+    for i, run in enumerate(runs):
+        found = run.results.get("loss_by_position", {"positions": [], "loss": []})
+        lines.append(Line(run.name, i % _SERIES, list(zip(found["positions"], found["loss"], strict=True))))
+    if any(line.points for line in lines):
+        trained = sorted({run.train["sequence_length"] for run in runs if "sequence_length" in run.train})
+        note = "Bits per byte by position in held-out text; dashed: the length trained at."
+        marks = trained if len(trained) == 1 else []
+        draw_it: Callable[[int, int], str] = lambda w, h: chart(lines, "tokens before", w, h, True, marks)  # noqa: E731
+        yield _figure("Use of context", note, draw_it)
+
+
+def _levels(runs: Sequence[Run]) -> Iterator[str]:
+    """The drawing of each distinct set of levels."""
+    drawn: dict[str, tuple[list[str], list[Level], int]] = {}
+    for run in runs:
+        levels = run.results.get("levels") or run.config.get("levels") or []
+        step = run.results.get("step_tokens") or _step_tokens(run)
+        if levels and step:
+            names, _, _ = drawn.setdefault(json.dumps([levels, step]), ([], [Level(**level) for level in levels], step))
+            names.append(run.name)
+    if not drawn:
+        return
+    yield "<h2>Levels</h2>"
+    yield (
+        '<p class="quiet">What updates how often. A bar is an update; where bars would touch, the lane is filled. '
+        "Attention recomputes everything from its context at each token, which is frequency infinity.</p>"
+    )
+    for names, levels, step in drawn.values():
+        yield f"<h3>{escape(', '.join(names))}</h3><figure>"
+        for name, width in (("wide", 1000), ("narrow", _NARROW)):
+            yield f'<div class="{name}">{draw(levels, step, width)}</div>'
+        yield "</figure>"
+
+
+def _samples(runs: Sequence[Run]) -> Iterator[str]:
+    found = [(i, run, run.results["sample"]) for i, run in enumerate(runs) if run.results.get("sample")]
+    if not found:
+        return
+    yield "<h2>In their own words</h2>"
+    yield '<p class="quiet">The prompt is held-out text, in grey; the rest is the model\'s.</p><div class="grid-2">'
+    for i, run, sample in found:
+        text = f"<b>{escape(sample['prompt'])}</b>{escape(sample['text'])}"
+        yield f'<section><h3>{_chip(i)}{escape(run.name)}</h3><pre class="sample" tabindex="0">{text}</pre></section>'
+    yield "</div>"
+
+
+def _settings(runs: Sequence[Run]) -> Iterator[str]:
+    """What differs between runs, then everything they share."""
+    flat = [{**_flat(run.train), **_flat(run.config.get("model", {}), "model.")} for run in runs]
+    keys = list(dict.fromkeys(key for settings in flat for key in settings))
+    texts = {key: [_text(settings.get(key)) for settings in flat] for key in keys}
+    different = [key for key in keys if len(set(texts[key])) > 1]
+    shared = [key for key in keys if key not in different]
+    if not keys:
+        return
+    yield "<h2>Configuration</h2>"
+    if different:
+        head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
+        yield f'<div class="scroll"><table class="facts"><thead><tr><td></td>{head}</tr></thead><tbody>'
+        yield "".join(_row(key, texts[key]) for key in different) + "</tbody></table></div>"
+    if shared:
+        title = "The same for all of them" if len(runs) > 1 else "All settings"
+        rows = "".join(_row(key, texts[key][:1]) for key in shared)
+        yield f"<details{' open' * (not different)}><summary>{title}: {len(shared)} settings</summary>"
+        yield f'<table class="facts"><tbody>{rows}</tbody></table></details>'
+
+
+def _origin(runs: Sequence[Run]) -> Iterator[str]:
+    """Machine, data, commit, command."""
+    machine = {key: _text(value) for key, value in runs[0].config.get("machine", {}).items()}
+    data = {f"data {key}": _text(value) for key, value in runs[0].config.get("data", {}).items()}
+    folders = {"runs": ", ".join(str(run.folder) for run in runs)}
+    yield "<h2>To do it again</h2>"
+    commands = list(dict.fromkeys(run.results.get("command") or _command(run) for run in runs))
+    yield f"<pre>{escape(chr(10).join(commands))}</pre>"
+    rows = "".join(_row(key, [value]) for key, value in {**machine, **data, **folders}.items())
+    yield "<details open><summary>Machine and data</summary>"
+    yield f'<table class="facts"><tbody>{rows}</tbody></table></details>'
+
+
+def _figure(title: str, note: str, drawing: Callable[[int, int], str]) -> str:
+    """A chart at both widths under its title."""
+    return (
+        f"<section><h3>{escape(title)}</h3>"
+        f'<p class="quiet">{escape(note)}</p><figure><div class="wide">{drawing(_WIDE, 320)}</div>'
+        f'<div class="narrow">{drawing(_NARROW, 270)}</div></figure></section>'
+    )
+
+
+def _command(run: Run) -> str:
+    """The command line that trains such a run."""
+    parts = ["nestling train"]
+    for key, value in run.train.items():
+        if key == "fields":
+            parts += ["--set", *(f"{k}={json.dumps(v)}" for k, v in value.items())] if value else []
+        elif value is True:
+            parts.append(f"--{key.replace('_', '-')}")
+        elif value is not None and value is not False:
+            values = value if isinstance(value, list) else [value]
+            parts += [f"--{key.replace('_', '-')}", *map(str, values)]
+    return " ".join([*parts, "--out", str(run.folder)])
+
+
+def _step_tokens(run: Run) -> int:
+    return run.train.get("batch_size", 0) * run.train.get("sequence_length", 0)
+
+
+def _model(run: Run) -> str:
+    return str(run.train.get("model", run.name))
+
+
+def _chip(i: int) -> str:
+    return f'<span class="chip s{i % _SERIES}"></span>'
+
+
+def _cell(text: str, best: bool) -> str:
+    return f'<td class="best">{escape(text)}</td>' if best else f"<td>{escape(text)}</td>"
+
+
+def _row(key: str, values: Sequence[str]) -> str:
+    return f"<tr><td>{escape(key)}</td>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if dataclasses.is_dataclass(value) or isinstance(value, list | dict):
+        return json.dumps(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

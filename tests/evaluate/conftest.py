@@ -1,0 +1,68 @@
+"""Run folders as `nestling train` and the demo write them, made up."""
+
+import json
+import math
+
+import pytest
+
+LEVELS = [
+    {"name": "content memory", "period": 16, "kind": "memory", "context": "keys and values", "parameters": 65536},
+    {"name": "projections (v, k, eta, alpha)", "period": 64, "kind": "memory", "context": "keys", "parameters": 262144},
+    {"name": "CMS 512", "period": 512, "kind": "memory", "context": "errors", "parameters": 131072},
+    {"name": "weights and optimizer", "period": None, "kind": "weights", "context": "data", "parameters": 1_204_000},
+]
+MACHINE = {
+    "nestling": "0.1.0",
+    "commit": "4c486f0aa11bb22cc33",
+    "torch": "2.13.0",
+    "device": "cpu",
+    "processor": "Some Processor <8 cores>",
+    "cores": 2,
+}
+
+
+def write(folder, model="hope", bits=2.0, results=True, **train):
+    """One run folder with 200 steps."""
+    folder.mkdir(parents=True)
+    settings = {"model": model, "size": "nano", "data": "python", "steps": 200, "batch_size": 8} | train
+    settings |= {"sequence_length": 256, "learning_rate": 2e-3, "fields": {"chunk_size": 16}}
+    config = {"train": settings, "model": {"hidden_size": 128}, "parameters": 1_204_000, "machine": MACHINE}
+    config["data"] = {"source": "python", "sha256": "ab" * 32}
+    lines = []
+    for step in range(1, 201):
+        loss = (bits + 5 * math.exp(-step / 20) + 0.1 * math.sin(step * 7)) * math.log(2)
+        lines.append({"step": step, "tokens": step * 2048, "loss": loss, "tokens_per_second": 4000.0 + step})
+        lines[-1] |= {"seconds": step * 0.5, "lr": 1e-3, "grad_norm": 1.0}
+        if step % 50 == 0:
+            value = bits + 5 * math.exp(-step / 20)
+            lines.append({"step": step, "tokens": step * 2048, "valid_loss": value * math.log(2), "valid_bpb": value})
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if results:
+        positions = [2**n for n in range(12)]
+        found = {
+            "bits_per_byte": {"256": bits, "2048": bits + 0.1},
+            "loss_by_position": {"positions": positions, "loss": [bits + 3 / (1 + p) ** 0.5 for p in positions]},
+            "tokens_per_second": 3000 * bits,
+            "generated_per_second": 120.0,
+            "state_bytes": int(1e6 * bits),
+            "state_tokens": 8192,
+            "levels": LEVELS if model == "hope" else LEVELS[-1:],
+            "step_tokens": 2048,
+            "sample": {"prompt": "def f(x):\n    ", "text": "return <x> & 'y'\n\n" * 8},
+            "command": "nestling demo --data python",
+        }
+        (folder / "results.json").write_text(json.dumps(found))
+    return folder
+
+
+@pytest.fixture
+def write_run():
+    """The function that writes one run folder."""
+    return write
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two evaluated runs, the first better in loss and slower."""
+    return [write(tmp_path / "hope"), write(tmp_path / "transformer++", "transformer++", 2.2)]
