@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nestling.memory import chunk
 from nestling.memory.dgd import DGD
 from nestling.memory.feature import Identity
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
 from nestling.memory.objective import L2
 from nestling.memory.retention import Decay
-from nestling.memory.stack import Advanced, Piece, advance
-from nestling.memory.structure import ResidualMLP
+from nestling.memory.stack import Advanced, Kernel, Layers, Piece, advance
+from nestling.memory.structure import ResidualMLP, Structure
 
 _gelu_grad = torch.ops.aten.gelu_backward
 
@@ -33,24 +32,27 @@ _gelu_grad = torch.ops.aten.gelu_backward
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W1, W2):
-        z = x @ W2.mT
+        some = len(x) if x.dim() == W1.dim() else len(W1)
+        z = x @ W2[:some].mT
         ctx.save_for_backward(x, W1, W2, z)
-        return torch.matmul(F.gelu(z), W1.mT).add_(x)
+        return torch.matmul(F.gelu(z), W1[:some].mT).add_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         x, W1, W2, z = ctx.saved_tensors
-        dz = _gelu_grad(dy @ W1, z)
-        dx = (dz @ W2).add_(dy)
-        if x.dim() < dx.dim():
-            dx = dx.sum(0)
-        return dx, dy.mT @ F.gelu(z), dz.mT @ x
+        some = len(z)
+        dz = _gelu_grad(dy @ W1[:some], z)
+        dx = (dz @ W2[:some]).add_(dy) if ctx.needs_input_grad[0] else None
+        dW1, dW2 = dy.mT @ F.gelu(z), dz.mT @ x
+        if some < len(W1):
+            dW1, dW2 = (torch.cat([dW, dW.new_zeros(len(W1) - some, *dW.shape[1:])]) for dW in (dW1, dW2))
+        return dx, dW1, dW2
 
 
-def mlp_read(x: Tensor, W1: Tensor, W2: Tensor) -> Tensor:
-    """`M(x)` of every memory; `x (M, N, C, d)`, or `(N, C, d)` when all memories read the same; `(M, N, C, d)`."""
-    return _Read.apply(x, W1, W2)
+def mlp_read(structure: Structure, weights: Layers, x: Tensor) -> Tensor:
+    """The twin of `memory.stack.read`."""
+    return _Read.apply(x, *weights)  # pyright: ignore[reportReturnType]
 
 
 class _Normalize(torch.autograd.Function):
@@ -68,9 +70,9 @@ class _Normalize(torch.autograd.Function):
         return torch.addcmul(dy, y, (dy * y).sum(-1, keepdim=True), value=-1).mul_(scale), None
 
 
-def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """`x / sqrt(|x|^2 + eps)` over the last dimension: finite, with a finite gradient, at zero."""
-    return _Normalize.apply(x, eps)
+def mlp_unit(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """The twin of `memory.stack.unit`."""
+    return _Normalize.apply(x, eps)  # pyright: ignore[reportReturnType]
 
 
 class _Chunk(torch.autograd.Function):
@@ -248,8 +250,10 @@ def mlp_advance(memory: Memory, piece: Piece) -> Advanced:
     """
     if not piece.fresh:
         return advance(memory, piece)
-    log_alpha = chunk.log_decay(piece.alpha)
-    y, D1, D2 = _Chunk.apply(
-        *piece.weights, *piece.current, piece.k, piece.target, piece.eta, log_alpha, piece.q, memory.chunk_size
-    )  # pyright: ignore[reportGeneralTypeIssues]
+    rows = piece.k, piece.target, piece.eta, piece.log_alpha, piece.q
+    y, D1, D2 = _Chunk.apply(*piece.weights, *piece.current, *rows, memory.chunk_size)  # pyright: ignore[reportGeneralTypeIssues]
     return y, (D1, D2), ()
+
+
+FUSED = Kernel(mlp_advance, mlp_read, mlp_unit)
+"""The twins of `memory.stack.ALGEBRA` for memories that `fits`."""

@@ -100,14 +100,10 @@ class CMSBlock(nn.Module):
         """`f(n)` at the initial state, (B, T, D)."""
         return self.output(functional.gelu(self.up(n)))
 
-    def weights(self, dtype: torch.dtype) -> list[Tensor]:
-        """Initial states of W1 and W2 as a stack of one memory, `(1, 1, out, in)`."""
-        return [w.to(dtype)[None, None] for w in (self.output.weight, self.up.weight)]
-
     def rates(self, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Step sizes, per unit of `|n|^2`, and retentions, (B, T) each."""
+        """Step sizes, per unit of `|n|^2`, and logarithms of retentions, (B, T) each."""
         eta, alpha = self.gates(n).to(torch.promote_types(n.dtype, torch.float32)).unbind(-1)
-        return step_size(eta) / n.shape[-1], torch.sigmoid(alpha)
+        return step_size(eta) / n.shape[-1], functional.logsigmoid(alpha)
 
 
 class ContinuumMemory(nn.Module):
@@ -222,13 +218,13 @@ class _Pass:
         self.block, self.kind, self.context, self.transfer = block, n.dtype, context, transfer
         dtype = torch.promote_types(n.dtype, torch.float32)
         batch, length, _ = n.shape
-        self.value, (self.eta, self.alpha) = block.value(n).to(dtype), block.rates(n)
+        self.value, (self.eta, self.log_alpha) = block.value(n).to(dtype), block.rates(n)
         self.n, self.length = n.to(dtype), length
         self.count = full(batch, 0) if state is None else state["count"]
         self.lengths = full(batch, length) if lengths is None else lengths
         if lengths is not None:
             dead = (torch.arange(length) >= lengths[:, None]).to(n.device)
-            self.eta, self.alpha = self.eta.masked_fill(dead, 0), self.alpha.masked_fill(dead, 1)
+            self.eta, self.log_alpha = self.eta.masked_fill(dead, 0), self.log_alpha.masked_fill(dead, 0)
         initial = [w.to(dtype)[None, None] for w in (block.output.weight, block.up.weight)]
         zeros = [w.new_zeros(1, batch, *w.shape[2:]) for w in initial]
         read = lambda name: zeros if state is None else [state[f"{name}{i}"][None] for i in range(2)]  # noqa: E731
@@ -258,7 +254,7 @@ class _Pass:
         forward = self.block.memory.structure.forward
         if not closing:
             target = forward(fixed(weights), self.value[None, :, now])
-            rates = self.eta[:, now], self.alpha[:, now]
+            rates = self.eta[:, now], self.log_alpha[:, now]
             piece = Piece(
                 self.stack.anchors, weights, self.stack.current, (), target, n, *rates, None, None, None, False
             )

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestling.kernels.dispatch import advance_function
+from nestling.kernels.dispatch import choose
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.norm import RMSNorm
 from nestling.layers.residual import Output
 from nestling.levels.clock import Level
-from nestling.memory.selfmod import Carried, Inputs, SelfModifying, Slow, chunked, unit
+from nestling.memory.selfmod import Carried, Inputs, SelfModifying, Slow, chunked
 from nestling.memory.structure import ResidualMLP
 
 START_STEP = 0.5
@@ -50,7 +50,7 @@ class SelfModifyingTitans(nn.Module):
     ):
         super().__init__()
         self.heads, self.width, self.retention = heads, hidden_size // heads, retention
-        self.memory, self.advance = memory, advance_function(memory.memory, kernel)
+        self.memory, self.kernel = memory, choose(memory.memory, kernel)
         self.project = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.conv = ShortConvolution(3 * hidden_size)
         self.momentum = None if memory.memory.momentum is None else nn.Linear(hidden_size, heads)
@@ -91,10 +91,12 @@ class SelfModifyingTitans(nn.Module):
         rows, tail = self.conv(rows, None if state is None else state["conv"], lengths, keep)
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            key, value, query = unit(rows.to(dtype).unflatten(-1, (3, self.heads, self.width))).permute(2, 0, 3, 1, 4)
+            key, value, query = self.kernel.unit(rows.to(dtype).unflatten(-1, (3, self.heads, self.width))).permute(
+                2, 0, 3, 1, 4
+            )
             inputs = Inputs(key, value, query, self._beta(x, dtype), self._live(lengths, x))
             slow = self._slow(dtype)
-            y, carried = chunked(self.memory, slow, inputs, _carried(state), keep, self.advance)
+            y, carried = chunked(self.memory, slow, inputs, _carried(state), keep, self.kernel)
         y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2) * functional.silu(gate)
         return self.output(y), {"conv": tail, **_kept(carried)} if carried is not None else None
 

@@ -20,6 +20,7 @@ Shapes: B batch, H heads, N = B * H, T tokens, d head width, M updated memories,
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -27,22 +28,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from nestling.errors import InputError
 from nestling.memory.memory import Memory, State
 from nestling.memory.scan import scan as scan_memory
-from nestling.memory.stack import Advance, Piece, Stack, advance, cuts
+from nestling.memory.stack import ALGEBRA, Kernel, Layers, Piece, Stack, cuts, unit
 from nestling.memory.structure import fixed
 
 PROJECTIONS = ("v", "k", "eta", "alpha", "q")
 CONTENT = "mem"
 LOG_STEP_BOUND = 4.0
 """Step sizes lie between e^-4 and e^4."""
-
-
-def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """`x / sqrt(|x|^2 + eps)` along the last axis; zero, with a finite gradient, at zero."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
 def step_size(raw: Tensor) -> Tensor:
@@ -162,139 +159,168 @@ def chunked(
     inputs: Inputs,
     carried: Carried | None = None,
     keep: bool = True,
-    advance: Advance = advance,
+    kernel: Kernel = ALGEBRA,
 ) -> tuple[Tensor, Carried | None]:
     """Outputs `(B, H, T, d)` and the state after the last live token (None unless `keep`), equal to `scan`'s.
 
-    Any T, from any state; the sequences of a batch may stand at different places. `advance` does one chunk.
+    Any T, from any state; the sequences of a batch may stand at different places. `kernel` does one chunk.
     """
-    run = _Run(config, slow, inputs, carried, advance)
-    points = cuts(run.count, 0, run.length, config.projection_chunk_size) if run.adaptive else [0, run.length]
+    run = _Run(config, slow, inputs, carried, kernel)
     outputs = []
-    for start, stop in pairwise(points):
-        outputs += run.span(start, stop, closing=stop == run.length and not keep)
+    for span in run.spans():
+        outputs += run.advance(span, closing=span.stop == run.length and not keep)
     y = torch.cat(outputs, 1).unflatten(0, inputs.key.shape[:2])
     return y, run.carried() if keep else None
 
 
+class _Span(NamedTuple):
+    """Tokens `[start, stop)` of one projection chunk, heads folded into the batch.
+
+    stacked `(P, N, C, d)`: inputs of the updated projections; fixed: what the others gave; q: queries, or M_q's input.
+    """
+
+    start: int
+    stop: int
+    stacked: Tensor | None
+    fixed: dict[str, Tensor]
+    q: Tensor
+    beta: Tensor | None
+    live: Tensor | None
+
+
 class _Rows(NamedTuple):
-    """What the projections gave for the tokens of one of their chunks, heads folded into the batch."""
+    """What the projections gave for tokens of one chunk, heads folded into the batch."""
 
     k: Tensor
     v: Tensor
     eta: Tensor
-    alpha: Tensor
+    log_alpha: Tensor
     beta: Tensor | None
     q: Tensor | None
     live: Tensor | None
 
-    def cut(self, now: slice) -> _Rows:
-        """Some of the tokens."""
-        return _Rows(*(None if x is None else x[:, now] for x in self))  # pyright: ignore[reportArgumentType]
+    def split(self, sizes: list[int]) -> list[_Rows]:
+        """Consecutive tokens, so many each."""
+        return [_Rows(*parts) for parts in _split(self, sizes)]
+
+
+def _split(tensors: Iterable[Tensor | None], sizes: list[int], dim: int = 1) -> Iterator[tuple]:
+    """Every tensor cut alike; one node of the gradient's graph, where slices would fill a whole sequence each."""
+    cut = ([None] * len(sizes) if x is None else x.split(sizes, dim) for x in tensors)
+    return zip(*cut, strict=True)
 
 
 class _Run:
     """One pass of `chunked`: the stacks' states and the rows of the sequence, heads folded into the batch."""
 
-    def __init__(self, config: SelfModifying, slow: Slow, inputs: Inputs, carried: Carried | None, advance: Advance):
-        self.config, self.memory, self.advance = config, config.memory, advance
+    def __init__(self, config: SelfModifying, slow: Slow, inputs: Inputs, carried: Carried | None, kernel: Kernel):
+        self.config, self.memory, self.kernel = config, config.memory, kernel
         self.batch, self.heads, self.length, _ = inputs.key.shape
-        self.slow = Slow(
-            tuple(w.unsqueeze(1).expand(-1, self.batch, *w.shape[1:]).flatten(1, 2) for w in slow.initial),
-            *(w.unsqueeze(-1).repeat(self.batch, *(1,) * w.dim()) for w in slow[1:]),
-        )
+        initial = tuple(w.unsqueeze(1).expand(-1, self.batch, *w.shape[1:]).flatten(1, 2) for w in slow.initial)
         carried = config.start(slow, self.batch) if carried is None else carried
         self.count = carried.count
-        self.x = {"v": inputs.value.flatten(0, 1), "q": inputs.query.flatten(0, 1)}
-        self.x["k"] = self.x["eta"] = self.x["alpha"] = inputs.key.flatten(0, 1)
-        self.beta = None if inputs.beta is None else inputs.beta.flatten(0, 1)
-        self.live = None if inputs.live is None else inputs.live.repeat_interleave(self.heads, 0)
         self.lengths = self.length if inputs.live is None else inputs.live.sum(1).cpu()
         self.adaptive = [name for name in config.stack if name != CONTENT]
-        self.stacked = torch.stack([self.x[name] for name in self.adaptive]) if self.adaptive else None
-        self.fixed = self._read_fixed()
-        self.stacks = self._stacks(carried)
+        self.gates = torch.stack([slow.eta_weight, slow.alpha_weight]).unsqueeze(-1).repeat(1, self.batch, 1, 1)
+        self.gate_bias = torch.stack([slow.eta_bias, slow.alpha_bias]).unsqueeze(-1).repeat(1, self.batch, 1)
+        self.stacks = self._stacks(initial, carried)
+        self.initial = initial
+        self.inputs = inputs
 
-    def _read_fixed(self) -> dict[str, Tensor]:
-        """What the projections that never change give for the whole sequence."""
-        out = {}
-        for index, name in enumerate(self.config.names[:-1]):
-            if name not in self.config.stack:
-                weights = [w[index] for w in self.slow.initial]
-                out[name] = self.memory.structure.forward(fixed(weights), self.x[name])
-        return out
-
-    def _stacks(self, carried: Carried) -> list[Stack]:
+    def _stacks(self, initial: tuple[Tensor, ...], carried: Carried) -> list[Stack]:
         """The updated memories as one stack, or the projections and the content memory as two."""
         whole = [[w.transpose(0, 1).flatten(1, 2) for w in group] for group in carried[:3]]
         index = [self.config.names.index(name) for name in self.config.stack]
-        initial = self.slow.initial if len(index) == len(self.config.names) else [w[index] for w in self.slow.initial]
-        anchors = [None if self.memory.retention.anchor == "zero" else w for w in initial]
+        updated = initial if len(index) == len(self.config.names) else [w[index] for w in initial]
+        anchors = [None if self.memory.retention.anchor == "zero" else w for w in updated]
         size = self.memory.chunk_size
-        parts = [(slice(None), size)]
-        if not self.config.joint:
-            parts = [(slice(-1), self.config.projection_chunk_size), (slice(-1, None), size)]
+        if self.config.joint:
+            return [Stack(size, anchors, *whole)]
+        parts = ((slice(-1), self.config.projection_chunk_size), (slice(-1, None), size))
         return [
-            Stack(size, *([None if w is None else w[part] for w in group] for group in (anchors, *whole)))  # pyright: ignore[reportArgumentType]
+            Stack(size, [None if w is None else w[part] for w in anchors], *([w[part] for w in g] for g in whole))
             for part, size in parts
         ]
 
-    def span(self, start: int, stop: int, closing: bool) -> list[Tensor]:
-        """Advance over tokens `[start, stop)`, which lie in one projection chunk of every sequence.
+    def spans(self) -> list[_Span]:
+        """The sequence, a projection chunk at a time; all of it at once where no projection is updated."""
+        x = {"v": self.inputs.value.flatten(0, 1), "q": self.inputs.query.flatten(0, 1)}
+        x["k"] = x["eta"] = x["alpha"] = self.inputs.key.flatten(0, 1)
+        fixed_names = [name for name in self.config.names[:-1] if name not in self.config.stack]
+        read = {
+            name: self._read([w[self.config.names.index(name)] for w in self.initial], x[name]) for name in fixed_names
+        }
+        beta = None if self.inputs.beta is None else self.inputs.beta.flatten(0, 1)
+        live = None if self.inputs.live is None else self.inputs.live.repeat_interleave(self.heads, 0)
+        points = [0, self.length]
+        if self.adaptive:
+            points = cuts(self.count, 0, self.length, self.config.projection_chunk_size)
+        sizes = [stop - start for start, stop in pairwise(points)]
+        stacked = torch.stack([x[name] for name in self.adaptive]) if self.adaptive else None
+        parts = _split([x["q"], beta, live, *read.values()], sizes)
+        inputs = next(zip(*_split([stacked], sizes, 2), strict=True))
+        return [
+            _Span(start, stop, rows, dict(zip(fixed_names, fixed, strict=True)), q, beta, live)
+            for (start, stop), rows, (q, beta, live, *fixed) in zip(pairwise(points), inputs, parts, strict=True)
+        ]
 
-        Returns outputs `(N, ., d)` piece by piece. `closing`: nothing comes after, so only what is read here moves.
+    def advance(self, span: _Span, closing: bool) -> list[Tensor]:
+        """Advance over a span; outputs `(N, ., d)` piece by piece.
+
+        `closing`: nothing comes after, so only what is read here moves.
         """
         content = self.stacks[-1]
-        if self.adaptive:
-            self._turn(self.stacks[0], start)
-        rows = self._project(start, stop)
+        weights = self._turn(self.stacks[0], span.start)
+        rows = self._project(span, weights)
         if self.config.joint and self.adaptive:
-            return [self._advance(content, rows, closing)]
+            return [self._step(content, weights, rows, closing)]
         if self.adaptive and not closing:
-            self._advance(self.stacks[0], rows._replace(q=None), False)
-        outputs = []
-        for a, b in pairwise(cuts(self.count, start, stop, content.size)):
-            self._turn(content, a)
-            outputs.append(self._advance(content, rows.cut(slice(a - start, b - start)), closing and b == stop))
+            self._step(self.stacks[0], weights, rows._replace(q=None), False)
+        points, outputs = cuts(self.count, span.start, span.stop, content.size), []
+        sizes = [stop - start for start, stop in pairwise(points)]
+        for start, part in zip(points, rows.split(sizes), strict=False):
+            last = closing and start == points[-2]
+            outputs.append(self._step(content, self._turn(content, start), part, last))
         return outputs
 
-    def _turn(self, stack: Stack, start: int) -> None:
+    def _turn(self, stack: Stack, start: int) -> Layers:
+        """The weights that gradients are taken at from `start` on."""
         begins = ((self.count + start) % stack.size == 0) & (start < self.lengths)
-        stack.turn(begins.repeat_interleave(self.heads))
+        stack.turn(begins, self.heads)
+        return stack.weights()
 
-    def _project(self, start: int, stop: int) -> _Rows:
-        """Keys, values, gates and queries of tokens `[start, stop)`, read at the projections' boundary."""
-        now = slice(start, stop)
-        read = {name: x[:, now] for name, x in self.fixed.items()}
-        if self.stacked is not None:
-            weights = [w[: len(self.adaptive)] for w in self.stacks[0].weights()]
-            read |= zip(self.adaptive, self._read(weights, self.stacked[:, :, now]).unbind(0), strict=True)
-        eta = step_size((read["eta"] @ self.slow.eta_weight).squeeze(-1) + self.slow.eta_bias)
-        alpha = torch.sigmoid((read["alpha"] @ self.slow.alpha_weight).squeeze(-1) + self.slow.alpha_bias)
-        beta, live = None if self.beta is None else self.beta[:, now], None
-        if self.live is not None:
-            dead = ~self.live[:, now]
-            eta, alpha = eta.masked_fill(dead, 0), alpha.masked_fill(dead, 1)
+    def _project(self, span: _Span, weights: Layers) -> _Rows:
+        """Keys, values, gates and queries, read at the projections' boundary."""
+        read = dict(span.fixed)
+        if span.stacked is not None:
+            read |= zip(self.adaptive, self._read(weights, span.stacked).unbind(0), strict=True)
+        raw = (torch.stack([read["eta"], read["alpha"]]) @ self.gates).squeeze(-1) + self.gate_bias
+        eta, log_alpha = step_size(raw[0]), logsigmoid(raw[1])
+        beta, live = span.beta, None
+        if span.live is not None:
+            dead = ~span.live
+            eta, log_alpha = eta.masked_fill(dead, 0), log_alpha.masked_fill(dead, 0)
             if beta is not None:
-                beta, live = beta.masked_fill(dead, 1), self.live[:, now].to(beta.dtype)
-        q = unit(read["q"]) if "q" in read else self.x["q"][:, now]
-        return _Rows(unit(read["k"]), unit(read["v"]), eta, alpha, beta, q, live)
+                beta, live = beta.masked_fill(dead, 1), span.live.to(beta.dtype)
+        unit = self.kernel.unit
+        q = unit(read["q"]) if "q" in read else span.q
+        return _Rows(unit(read["k"]), unit(read["v"]), eta, log_alpha, beta, q, live)
 
-    def _read(self, weights: list[Tensor], x: Tensor) -> Tensor:
-        return self.memory.structure.forward(fixed(weights), x)
+    def _read(self, weights: Layers, x: Tensor) -> Tensor:
+        return self.kernel.read(self.memory.structure, weights, x)
 
-    def _advance(self, stack: Stack, rows: _Rows, closing: bool) -> Tensor | None:
+    def _step(self, stack: Stack, weights: Layers, rows: _Rows, closing: bool) -> Tensor:
         """Advance a stack over rows of one of its chunks; `closing`: only the content memory, only to be read."""
-        anchors, weights, current, momentum = stack.anchors, stack.weights(), stack.current, stack.momentum
+        anchors, current, momentum = stack.anchors, stack.current, stack.momentum
         if closing:
             anchors = [None if w is None else w[-1:] for w in anchors]
             weights, current, momentum = ([w[-1:] for w in group] for group in (weights, current, momentum))
-        target = rows.v.expand(len(current[0]), *rows.v.shape)
+        target = rows.v.expand(len(weights[0]), *rows.v.shape)
         if self.config.own_targets:
-            target = unit(self._read(weights, target))
-        k, _, eta, alpha, beta, q, live = rows
-        piece = Piece(anchors, weights, current, momentum, target, k, eta, alpha, beta, q, live, stack.fresh)
-        y, deviations, momentum = self.advance(self.memory, piece)
+            target = self.kernel.unit(self._read(weights, target))
+        k, _, eta, log_alpha, beta, q, live = rows
+        piece = Piece(anchors, weights, current, momentum, target, k, eta, log_alpha, beta, q, live, stack.fresh)
+        y, deviations, momentum = self.kernel.advance(self.memory, piece)
         if not closing:
             stack.current, stack.momentum = deviations, momentum
         return y
@@ -305,7 +331,8 @@ class _Run:
         for groups in zip(*((s.boundary, s.current, s.momentum) for s in self.stacks), strict=True):
             layers = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*groups, strict=True))
             folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1) for w in layers))
-        return Carried(*folded, self.count + self.lengths)
+        boundary, current, momentum = folded
+        return Carried(boundary, current, momentum, self.count + self.lengths)
 
 
 def scan(config: SelfModifying, slow: Slow, inputs: Inputs, carried: None = None) -> tuple[Tensor, dict[str, State]]:

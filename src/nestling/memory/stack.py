@@ -16,7 +16,7 @@ from torch import Tensor
 from nestling.memory import chunk
 from nestling.memory.memory import Memory
 from nestling.memory.rule import Write
-from nestling.memory.structure import fixed
+from nestling.memory.structure import Structure, fixed
 
 Layers = Sequence[Tensor]
 """One tensor `(M, N, out, in)` for each linear layer of the structure."""
@@ -27,8 +27,8 @@ class Piece(NamedTuple):
     """Tokens of one chunk as a stack of memories sees them: what an `Advance` works on.
 
     anchors, weights at the boundary, deviations now, momentum: per layer `(M, N, out, in)`; k `(N, C, d)`,
-    target `(M, N, C, d)`, eta and alpha `(N, C)`, beta `(N, C)` or None, q `(N, C, d)`: queries of the last memory of
-    the stack, or None. live `(N, C)`: with momentum and padding, 0 where a token is padding. fresh: the tokens begin
+    target `(M, N, C, d)`, eta and log_alpha `(N, C)`, beta `(N, C)` or None, q `(N, C, d)`: queries of the last memory
+    of the stack, or None. live `(N, C)`: with momentum and padding, 0 where a token is padding. fresh: the tokens begin
     at a chunk boundary of every sequence.
     """
 
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
     target: Tensor
     k: Tensor
     eta: Tensor
-    alpha: Tensor
+    log_alpha: Tensor
     beta: Tensor | None
     q: Tensor | None
     live: Tensor | None
@@ -63,8 +63,10 @@ def advance(memory: Memory, piece: Piece) -> Advanced:
     if piece.q is not None and piece.target.shape[0] > 1:
         _, *rest = advance(memory, piece.part(slice(None, -1), None))
         y, *last = advance(memory, piece.part(slice(-1, None), piece.q))
-        joined = ([torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(rest, last, strict=True))
-        return y, *joined
+        deviations, momentum = (
+            [torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(rest, last, strict=True)
+        )
+        return y, deviations, momentum
     sights = memory.structure.writes(piece.weights, piece.k, piece.target, memory.objective)
     linears = list(fixed(piece.weights))
     deviations, momentum = list(piece.current), list(piece.momentum)
@@ -88,9 +90,32 @@ def _states(memory: Memory, piece: Piece, layer: int, write: Write) -> chunk.Sta
     if piece.beta is not None and memory.momentum is not None:
         y = y * memory.momentum.gain(piece.beta).unsqueeze(-1)
         log_beta, s = chunk.log_decay(piece.beta), piece.momentum[layer]
-    log_alpha = chunk.log_decay(piece.alpha)
-    deviation = piece.current[layer]
-    return chunk.solve(piece.anchors[layer], deviation, write.x, y, write.xi, log_alpha, log_beta, s, live=piece.live)
+    anchor, deviation = piece.anchors[layer], piece.current[layer]
+    return chunk.solve(anchor, deviation, write.x, y, write.xi, piece.log_alpha, log_beta, s, live=piece.live)
+
+
+def read(structure: Structure, weights: Layers, x: Tensor) -> Tensor:
+    """`M(x)`: of one memory for weights `(N, out, in)`, else `(P, N, C, d)` of the first P memories of the stack."""
+    if weights[0].dim() == x.dim() and len(x) < len(weights[0]):
+        weights = [w[: len(x)] for w in weights]
+    return structure.forward(fixed(weights), x)
+
+
+def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """`x / sqrt(|x|^2 + eps)` along the last axis; zero, with a finite gradient, at zero."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+class Kernel(NamedTuple):
+    """Who computes: the functions of this module, or twins of the same signatures."""
+
+    advance: Advance
+    read: Callable[[Structure, Layers, Tensor], Tensor]
+    unit: Callable[[Tensor], Tensor]
+
+
+ALGEBRA = Kernel(advance, read, unit)
+"""The functions of this module, for every combination of choices."""
 
 
 @dataclass
@@ -104,13 +129,13 @@ class Stack:
     momentum: Layers
     fresh: bool = False
 
-    def turn(self, begins: Tensor) -> None:
-        """Move the boundary in the sequences, `begins` CPU bool (N,), whose chunk begins here."""
+    def turn(self, begins: Tensor, repeat: int = 1) -> None:
+        """Move the boundary in the sequences, `begins` CPU bool (B,), whose chunk begins here; `repeat` rows each."""
         self.fresh = bool(begins.all())
         if self.fresh:
             self.boundary = self.current
         elif bool(begins.any()):
-            rows = begins.to(self.current[0].device)[:, None, None]
+            rows = begins.repeat_interleave(repeat).to(self.current[0].device)[:, None, None]
             pairs = zip(self.current, self.boundary, strict=True)
             self.boundary = [torch.where(rows, new, old) for new, old in pairs]
 
