@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nestling.memory import chunk
 from nestling.memory.dgd import DGD
 from nestling.memory.feature import Identity
 from nestling.memory.gd import GD
@@ -79,7 +80,8 @@ class _Chunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W1, W2, D1, D2, k, target, eta, log_alpha, q, chunk_size):
         eta = eta.unsqueeze(-1)
-        g, G, gp, Gp = _decays(log_alpha)
+        g, G = _decays(log_alpha)
+        gp, Gp = _before(g, G)
         # Features and error at the boundary, and the rows that the two rules write.
         z = k @ W2.mT
         a = F.gelu(z)
@@ -96,18 +98,18 @@ class _Chunk(torch.autograd.Function):
         gC, w = g[:, -1:], G[:, -1].unsqueeze(-1)
         D1_end = ((w * U).mT @ a).addcmul_(gC, D1)
         D2_end = ((w * Y).mT @ k).addcmul_(gC, D2)
-        y = None
+        y, kept = None, ()
         if q is not None:
-            y = _causal_read(q, k, W1[-1], W2[-1], D1[-1], D2[-1], g, G, a[-1], U[-1], Y[-1])[0]
-        ctx.save_for_backward(W1, W2, D1, D2, k, eta, log_alpha, q, z, error, fade, U, back)
+            y, *kept = _causal_read(q, k, W1[-1], W2[-1], D1[-1], D2[-1], g, G, a[-1], U[-1], Y[-1])
+        ctx.save_for_backward(W1, W2, D1, D2, k, eta, g, G, z, error, fade, U, back, q, *kept)
         ctx.chunk_size = chunk_size
         return y, D1_end, D2_end
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dD1_end, dD2_end):
-        W1, W2, D1, D2, k, eta, log_alpha, q, z, error, fade, U, back = ctx.saved_tensors
-        g, G, gp, Gp = _decays(log_alpha)
+        W1, W2, D1, D2, k, eta, g, G, z, error, fade, U, back, q, *kept = ctx.saved_tensors
+        gp, Gp = _before(g, G)
         gC, w = g[:, -1:], G[:, -1].unsqueeze(-1)
         a, slope = F.gelu(z), _gelu_grad(torch.ones_like(z), z)
         f = eta / (1 + eta * a.square().sum(-1, keepdim=True))
@@ -124,7 +126,7 @@ class _Chunk(torch.autograd.Function):
         dg, dG, dq, read_W = torch.zeros_like(g), torch.zeros_like(G), None, None
         if q is not None:
             dq, dk_read, read_W, parts, dg, dG = _causal_read_backward(
-                dy, q, k, W1[-1], W2[-1], D1[-1], D2[-1], g, G, a[-1], U[-1], Y[-1]
+                dy, q, *kept, k, W1[-1], W2[-1], D1[-1], D2[-1], g, G, a[-1], U[-1], Y[-1]
             )
             for total, part in zip((dD1, dD2, da, dU, dY, dk), (*parts, dk_read), strict=True):
                 total[-1] += part
@@ -142,7 +144,7 @@ class _Chunk(torch.autograd.Function):
         gram = a @ a.mT
         rhs = torch.addcmul(error, fade, gp - 1).neg_()
         lower = (gram * Gp).mul_(f)
-        dR = torch.linalg.solve_triangular(lower.mT, dU, upper=True, unitriangular=True)
+        dR = torch.linalg.solve_triangular(lower, dU.mT, upper=False, left=False, unitriangular=True).mT.contiguous()
         dgram = (dR @ U.mT).neg_().mul_(Gp)
         df = (dR * rhs).sum(-1, keepdim=True) + (dgram * gram).sum(-1, keepdim=True)
         dR.mul_(f)
@@ -154,7 +156,7 @@ class _Chunk(torch.autograd.Function):
         deta += (df * square.square()).sum(0)
         # Back to the features, the weights and the key.
         derror = torch.matmul(dback, W1.mT).sub_(dR)
-        da.add_((dgram + dgram.mT) @ a).addcmul_(a, df.mul_(f).mul_(f), value=-2)
+        da.add_(dgram @ a).add_(dgram.mT @ a).addcmul_(a, df.mul_(f).mul_(f), value=-2)
         da.add_(derror @ W1).add_(dfade @ D1)
         dW1 = (error.mT @ dback).add_(derror.mT @ a)
         dD1.add_(dfade.mT @ a)
@@ -185,14 +187,15 @@ def _mean_step(eta: Tensor, k: Tensor, chunk_size: int) -> Tensor:
     return eta / (1 + eta * k.square().sum(-1, keepdim=True)) * (-1 / chunk_size)
 
 
-def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`g (N, C, 1)`, `G (N, C, C)` and both one token earlier (row 0: the state at the chunk's start)."""
-    total = log_alpha.cumsum(-1)
-    gap = total.unsqueeze(-1) - total.unsqueeze(-2)
-    above = torch.ones(gap.shape[-2:], dtype=torch.bool, device=gap.device).triu_(1)
-    ratio = gap.masked_fill_(above, -torch.inf).exp_()
-    g = total.exp().unsqueeze(-1)
-    return g, ratio, F.pad(g[:, :-1], (0, 0, 1, 0), value=1.0), F.pad(ratio[:, :-1], (0, 0, 1, 0))
+def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """`g (N, C, 1)` and `G (N, C, C)`, see memory/chunk.py."""
+    g, G = chunk.decays(log_alpha)
+    return g.unsqueeze(-1), G
+
+
+def _before(g: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+    """Both one token earlier; row 0 is the state at the chunk's start."""
+    return F.pad(g[:, :-1], (0, 0, 1, 0), value=1.0), F.pad(G[:, :-1], (0, 0, 1, 0))
 
 
 def _causal_read(q, k, W1, W2, D1, D2, g, G, a, U, Y):
@@ -205,16 +208,15 @@ def _causal_read(q, k, W1, W2, D1, D2, g, G, a, U, Y):
     return y, zq, aq, scores2, scores1, past2, past1
 
 
-def _causal_read_backward(dy, q, k, W1, W2, D1, D2, g, G, a, U, Y):
+def _causal_read_backward(dy, q, zq, aq, scores2, scores1, past2, past1, k, W1, W2, D1, D2, g, G, a, U, Y):
     """Gradients of `_causal_read`: query, key, `(W1, W2)`, `(D1, D2, a, U, Y)`, and the decays `g` and `G`."""
-    _, zq, aq, scores2, scores1, past2, past1 = _causal_read(q, k, W1, W2, D1, D2, g, G, a, U, Y)
     dg = (dy * past1).sum(-1, keepdim=True)
     lost = dy * (g - 1)
     mix = dy @ U.mT
     dG = mix * scores1
     mix.mul_(G)
     daq = torch.matmul(dy, W1).add_(lost @ D1).baddbmm_(mix, a)
-    dU, da = scores1.mul_(G).mT @ dy, mix.mT @ aq
+    dU, da = (scores1 * G).mT @ dy, mix.mT @ aq
     dW1, dD1 = dy.mT @ aq, lost.mT @ aq
     dzq = _gelu_grad(daq, zq)
     dg += (dzq * past2).sum(-1, keepdim=True)
@@ -223,7 +225,7 @@ def _causal_read_backward(dy, q, k, W1, W2, D1, D2, g, G, a, U, Y):
     dG.addcmul_(mix, scores2)
     mix.mul_(G)
     dq = torch.matmul(dzq, W2).add_(lost @ D2).add_(dy).baddbmm_(mix, k)
-    dY, dk = scores2.mul_(G).mT @ dzq, mix.mT @ q
+    dY, dk = (scores2 * G).mT @ dzq, mix.mT @ q
     dW2, dD2 = dzq.mT @ q, lost.mT @ q
     return dq, dk, (dW1, dW2), (dD1, dD2, da, dU, dY), dg, dG
 
