@@ -38,12 +38,12 @@ from nestling.memory.structure import fixed
 
 PROJECTIONS = ("v", "k", "eta", "alpha", "q")
 CONTENT = "mem"
-LOG_STEP_BOUND = 4.0
-"""Step sizes lie between e^-4 and e^4."""
+LOG_STEP_BOUND = 2.0
+"""Step sizes lie between e^-2 and e^2."""
 
 
 def step_size(raw: Tensor) -> Tensor:
-    """Step size `eta` in (e^-4, e^4), equal to `exp(raw)` for small `raw`; any shape."""
+    """Step size `eta` in (e^-2, e^2), equal to `exp(raw)` for small `raw`; any shape."""
     return torch.exp(LOG_STEP_BOUND * torch.tanh(raw / LOG_STEP_BOUND))
 
 
