@@ -15,8 +15,11 @@ from nestling.commands import Command
 from nestling.errors import InputError
 
 COMMANDS = {
+    "demo": "nestling.commands.demo:Demo",
     "train": "nestling.commands.train:Train",
     "generate": "nestling.commands.generate:Generate",
+    "report": "nestling.commands.report:Report",
+    "bench": "nestling.commands.bench:Bench",
     "doctor": "nestling.commands.doctor:Doctor",
 }
 """Name -> `module:class`; the order is that of the help."""

@@ -115,9 +115,8 @@ def _grid(axes: Axes, x_label: str) -> str:
         )
     for value in _across(axes):
         x, _ = axes.place(value, axes.y[0])
-        anchor = "end" if x > right - 14 else "middle"
         text = f"{value:,.0f}" if axes.log else short(value)
-        parts.append(f'<text x="{min(x, right):.1f}" y="{bottom + 18}" text-anchor="{anchor}">{text}</text>')
+        parts.append(f'<text x="{min(x, axes.width - 18):.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     middle = (_LEFT + right) / 2
     parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(parts)

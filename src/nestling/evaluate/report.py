@@ -119,7 +119,7 @@ def _positions(runs: Sequence[Run]) -> Iterator[str]:
         lines.append(Line(run.name, i % _SERIES, list(zip(found["positions"], found["loss"], strict=True))))
     if any(line.points for line in lines):
         trained = sorted({run.train["sequence_length"] for run in runs if "sequence_length" in run.train})
-        note = "Bits per byte by position in held-out text; dashed: the length trained at."
+        note = "Bits per byte by position; dashed: the length trained at."
         marks = trained if len(trained) == 1 else []
         draw_it: Callable[[int, int], str] = lambda w, h: chart(lines, "tokens before", w, h, True, marks)  # noqa: E731
         yield _figure("Use of context", note, draw_it)

@@ -1,1 +1,1 @@
-"""recipes"""
+"""Recipes: whole experiments as functions, one file each."""
