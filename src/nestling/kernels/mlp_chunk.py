@@ -93,7 +93,8 @@ class _Chunk(torch.autograd.Function):
         U = torch.linalg.solve_triangular(lower, rhs, upper=False, unitriangular=True)
         back = error @ W1
         c = _mean_step(eta, k, chunk_size)
-        Y = _gelu_grad(back, z).mul_(c)
+        delta = _gelu_grad(back, z)
+        Y = delta.mul_(_bound(delta) * c)
         # States at the chunk's end.
         gC, w = g[:, -1:], G[:, -1].unsqueeze(-1)
         D1_end = ((w * U).mT @ a).addcmul_(gC, D1)
@@ -114,7 +115,9 @@ class _Chunk(torch.autograd.Function):
         a, slope = F.gelu(z), _gelu_grad(torch.ones_like(z), z)
         f = eta / (1 + eta * a.square().sum(-1, keepdim=True))
         c = _mean_step(eta, k, ctx.chunk_size)
-        Y = (back * slope).mul_(c)
+        delta = back * slope
+        r = _bound(delta)
+        Y = delta * (r * c)
         # States at the chunk's end.
         dD1, dD2 = gC * dD1_end, gC * dD2_end
         dU, dY = a @ dD1_end.mT, k @ dD2_end.mT
@@ -132,9 +135,10 @@ class _Chunk(torch.autograd.Function):
                 total[-1] += part
         dG[:, -1] += dw
         dg[:, -1, 0] += dgC
-        # The averaged gradient step on W2: Y = c * back * slope.
-        dc = (dY * back).mul_(slope).sum(-1, keepdim=True).sum(0)
-        dback = dY.mul_(c)
+        # The averaged gradient step on W2: Y = c r delta with delta = back * slope and r = 1 / sqrt(1 + |delta|^2).
+        along = (dY * delta).sum(-1, keepdim=True).mul_(r)
+        dc = along.sum(0)
+        dback = torch.addcmul(dY, delta, along * r, value=-1).mul_(r * c)
         dz = (dback * back).mul_(_gelu_curvature(z))
         dback.mul_(slope)
         square = c / eta.clamp_min(torch.finfo(c.dtype).tiny)
@@ -187,6 +191,11 @@ def _mean_step(eta: Tensor, k: Tensor, chunk_size: int) -> Tensor:
     return eta / (1 + eta * k.square().sum(-1, keepdim=True)) * (-1 / chunk_size)
 
 
+def _bound(delta: Tensor) -> Tensor:
+    """What makes every row of `delta` shorter than 1."""
+    return delta.square().sum(-1, keepdim=True).add_(1).rsqrt_()
+
+
 def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     """`g (N, C, 1)` and `G (N, C, C)`, see memory/chunk.py."""
     g, G = chunk.decays(log_alpha)
@@ -232,7 +241,7 @@ def _causal_read_backward(dy, q, zq, aq, scores2, scores1, past2, past1, k, W1, 
 
 def fits(memory: Memory) -> bool:
     """Whether `mlp_advance` computes this memory: see the module."""
-    mean_step = GD(step="implicit", scale=1 / memory.chunk_size)
+    mean_step = GD(step="implicit", scale=1 / memory.chunk_size, bounded=True)
     return (
         memory.structure == ResidualMLP()
         and memory.objective == L2()

@@ -70,7 +70,7 @@ class CMSLevel:
     @property
     def memory(self) -> Memory:
         """The memory that a block with a signal of its own is."""
-        mean = GD(step="implicit", scale=1 / self.chunk_size)
+        mean = GD(step="implicit", scale=1 / self.chunk_size, bounded=True)
         return Memory(rules=(DGD() if self.rule == "dgd" else mean, mean), read="boundary", chunk_size=self.chunk_size)
 
 

@@ -14,7 +14,7 @@ from nestling.memory.selfmod import SelfModifying
 from nestling.models.config import NestlingConfig
 from nestling.models.registry import choice, register
 
-READOUT_RULES = ("dgd-direct", "dgd-surprise", "gd")
+READOUT_RULES = ("dgd-direct", "dgd-surprise", "gd", "frozen")
 HIDDEN_RULES = ("gd", "dgd-surprise", "frozen")
 
 
@@ -52,8 +52,8 @@ class HopeConfig(ContinuumConfig):
     chunk_size: tokens between boundaries of the content memory; projection_chunk_size: of the others, a multiple.
     memory_hidden_size: hidden width of each memory; None: the width of a head.
     memory_updated: memories that change in context, of v, k, eta, alpha, mem and, with adaptive_query, q.
-    memory_rule: of the read-out layer W1, "dgd-direct", "dgd-surprise" or "gd"; memory_hidden_rule: of W2, "gd",
-        "dgd-surprise" or "frozen". Gradient rules average over the chunk.
+    memory_rule: of the read-out layer W1, "dgd-direct", "dgd-surprise", "gd" or "frozen"; memory_hidden_rule: of W2,
+        "gd", "dgd-surprise" or "frozen". Gradient rules average over the chunk.
     memory_momentum, memory_retention: have them or not. memory_anchor: what retention pulls to, "initial" or "zero".
     memory_read: "causal", "previous" or "boundary". memory_own_targets: False: all memories learn v_t (Eq. 79-82).
     kernel: who computes a chunk, "auto", "fused" or "algebra".
@@ -84,7 +84,7 @@ class HopeConfig(ContinuumConfig):
         self._memory()
 
     def _memory(self) -> SelfModifying:
-        mean = GD(step="implicit", scale=1 / self.chunk_size)
+        mean = GD(step="implicit", scale=1 / self.chunk_size, bounded=True)
         rules: dict[str, Rule] = {"dgd-direct": DGD(), "dgd-surprise": DGD("surprise"), "gd": mean, "frozen": Frozen()}
         memory = Memory(
             rules=(rules[self.memory_rule], rules[self.memory_hidden_rule]),
