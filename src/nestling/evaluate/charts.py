@@ -45,7 +45,7 @@ def chart(
     """An `<svg>` of curves over a shared axis.
 
     Args:
-        lines: at least one point in total; with `log`, every x above 0. Faint lines do not widen the y axis.
+        lines: at least one point in total; with `log`, every x above 0. Faint lines do not widen the y axis and stop at it.
         x_label: below the x axis.
         width, height: in pixels at full size.
         log: logarithmic x axis with ticks at powers of two.
@@ -101,7 +101,7 @@ def short(value: float) -> str:
 
 
 def _within(points: Sequence[tuple[float, float]], y: tuple[float, float]) -> list[tuple[float, float]]:
-    return [(x, min(max(value, y[0]), y[1])) for x, value in points]
+    return [(x, value) for x, value in points if y[0] <= value <= y[1]]
 
 
 def _grid(axes: Axes, x_label: str) -> str:

@@ -102,7 +102,7 @@ def _loss(runs: Sequence[Run]) -> Iterator[str]:
         valid = [(line["tokens"], line["valid_bpb"]) for line in run.evaluations]
         lines += [
             Line(f"{run.name}, training", i % _SERIES, thinned(settled, 400), "faint"),
-            Line(f"{run.name}, training", i % _SERIES, thinned(settled, 40)),
+            Line(f"{run.name}, training", i % _SERIES, thinned(settled, max(8, min(40, len(settled) // 10)))),
             Line(f"{run.name}, validation", i % _SERIES, valid if unit else [], "dots"),
         ]
     if any(line.points for line in lines):

@@ -17,7 +17,7 @@ from nestling.levels.clock import Level
 LANE = 58
 """Height of a lane, in units of the drawing."""
 
-_TOP, _BOTTOM, _RIGHT = 20, 44, 16
+_TOP, _BOTTOM, _RIGHT = 20, 44, 22
 _GAP = 3.2  # ticks nearer than this become a band
 _STYLE = """
 .levels text { font-family: ui-sans-serif, system-ui, sans-serif; font-size: 12px;
@@ -130,12 +130,10 @@ def _axis(frame: _Frame, height: float) -> str:
     stride = next(n for n in (1, 2, 3, 4, 5, 6, 8) if octaves / n * 52 <= frame.right - frame.left or n == 8)
     parts = []
     for octave in range(0, octaves + 1, stride):
-        x, anchor = frame.x(2**octave), "middle"
-        if x > frame.right - 16:
-            x, anchor = frame.right, "end"
+        x = frame.x(2**octave)
         parts.append(
-            f'<line class="axis" x1="{frame.x(2**octave):.1f}" x2="{frame.x(2**octave):.1f}" y1="{_TOP}" y2="{y}"/>'
-            f'<text class="quiet" x="{x:.1f}" y="{y + 15}" text-anchor="{anchor}">{2**octave:,}</text>'
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{y}"/>'
+            f'<text class="quiet" x="{x:.1f}" y="{y + 15}" text-anchor="middle">{2**octave:,}</text>'
         )
     middle = (frame.left + frame.right) / 2
     title = f'<text class="quiet" x="{middle}" y="{y + 34}" text-anchor="middle">tokens read (logarithmic)</text>'

@@ -25,7 +25,7 @@ CONTEXT = 8192
 WRITTEN = 32
 """Tokens that `writer` writes a call."""
 
-_WINDOWS, _PROMPT, _SAMPLE, _FIRST = 16, 160, 320, 8
+_WINDOWS, _PROMPT, _SAMPLE, _FIRST = 24, 160, 320, 8
 
 
 def assess(config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -40,7 +40,8 @@ def assess(config: TrainConfig, folder: Path) -> dict[str, Any]:
     bytes_per_token = store.bytes_per_token("valid")
     short = evaluate(model, flat, length, windows * STRETCH, config.batch_size)
     far = evaluate(model, flat, long, windows, max(1, config.batch_size // STRETCH))
-    positions, loss = _binned(far.by_position)
+    # Up to one length the short windows say the same from STRETCH times as many samples.
+    positions, loss = _binned(torch.cat((short.by_position, far.by_position[length - 1 :])))
     return {
         "bits_per_byte": {
             str(length): short.bits_per_byte(bytes_per_token),
@@ -75,12 +76,14 @@ def _state_bytes(model: Any, store: Store) -> int:
 
 
 def _sample(model: Any, text: Tensor, tokenizer: Tokenizer) -> dict[str, str]:
-    """The beginning of a held-out text and what the model makes of it."""
+    """A few held-out lines and what the model makes of them."""
     torch.manual_seed(0)
-    prompt = text[: min(_PROMPT, len(text) // 2)]
-    out = _generate(model, prompt[None].to(model.device), _SAMPLE, do_sample=True, temperature=0.8, top_k=0)
-    new = [token for token in out[0, len(prompt) :].tolist() if token != tokenizer.eos_id]
-    return {"prompt": tokenizer.decode(prompt.tolist()).replace("\0", "\n"), "text": tokenizer.decode(new)}
+    given = tokenizer.decode([token for token in text[:_PROMPT].tolist() if token != tokenizer.eos_id])
+    given = given.partition("\n")[2] or given  # from the start of a line
+    prompt = torch.from_numpy(tokenizer.encode(given).astype(np.int64))[None].to(model.device)
+    options = {"do_sample": True, "temperature": 0.8, "top_k": 0, "min_new_tokens": _SAMPLE}
+    out = _generate(model, prompt, _SAMPLE, **options)
+    return {"prompt": given, "text": tokenizer.decode(out[0, prompt.shape[1] :].tolist())}
 
 
 def _generate(model: Any, prompt: Tensor, count: int, **options: Any) -> Tensor:
@@ -88,9 +91,9 @@ def _generate(model: Any, prompt: Tensor, count: int, **options: Any) -> Tensor:
 
 
 def _binned(loss: Tensor) -> tuple[list[float], list[float]]:
-    """Means over stretches of positions that grow in proportion, six an octave, from the ninth token on."""
+    """Means over stretches of positions that grow in proportion, two an octave, from the ninth token on."""
     positions = torch.arange(1, len(loss) + 1, dtype=torch.float64)
-    bins = (6 * (positions / _FIRST).log2()).floor()
+    bins = (2 * (positions / _FIRST).log2()).floor()
     kept = bins.unique()[bins.unique() >= 0]
     middle = [float(positions[bins == one].log().mean().exp()) for one in kept]
     return middle, [float(loss[bins == one].mean()) for one in kept]
