@@ -1,65 +1,119 @@
 """Fused twins of the residual MLP memory (Eq. 89-90), with backward passes written by hand.
 
 They compute what the memory algebra computes for `M(x) = x + W1 gelu(W2 x)` with the L2 objective, the direct DGD step
-on `W1`, the averaged gradient step on `W2`, retention towards an anchor, causal reads and no momentum; they keep only
-what the backward pass cannot rebuild cheaply. No second derivatives.
+on `W1`, the averaged gradient step on `W2`, retention towards an anchor, causal reads and no momentum. No second
+derivatives.
 
-Shapes: `M` memories, `N` batch times heads, `C` tokens of the chunk, `d` key width, `h` hidden width;
-`W1 (M, N, d, h)`, `W2 (M, N, h, d)`.
+Shapes: `M` memories, `N` batch times heads, `C` tokens of the chunk, `d` key width, `h` hidden width. Inside, rows are
+columns, `(N, M, d, C)`, and weights `W1 (N, M, d, h)`, `W2 (N, M, h, d)`: what all memories share then meets all of
+them in one product, `(N, M h, d) @ (N, d, C)`, and a token's scalars run along the last axis. Callers see the shapes
+of memory/stack.py, `(M, N, ...)` and `(N, C, d)`, as views of these.
+
+One chunk, with `g`, `G` as in memory/chunk.py, `Gp[s,t] = G` one token earlier and 1 at `s = t`:
+
+    z = W2 k              a = gelu(z)            err = target - k - W1 a          fade = D1 a
+    V (I + eta_s Gp[s,t] <a_s, a_t>) = err + (1 - g_{t-1}) fade                   rows written to W1: eta V
+    delta = (W1^T err) gelu'(z)          Y = delta / sqrt(1 + |delta|^2)          rows written to W2: step Y
+
+The retentions' gradient needs no derivative of `G`: `log alpha` moves the running sum of logarithms, which scales what
+decays as a whole, so the products of states with their gradients are enough.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nestling.memory import chunk
 from nestling.memory.dgd import DGD
 from nestling.memory.feature import Identity
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
 from nestling.memory.objective import L2
 from nestling.memory.retention import Decay
-from nestling.memory.stack import Advanced, Kernel, Layers, Piece, advance
+from nestling.memory.stack import Advanced, Kernel, Layers, Piece, Readers, advance
 from nestling.memory.structure import ResidualMLP, Structure
 
 _gelu_grad = torch.ops.aten.gelu_backward
 
 
+def _inner(weight: Tensor) -> Tensor:
+    """`(M, N, ...)` as contiguous `(N, M, ...)`; no copy for what this module returned."""
+    return weight.transpose(0, 1).contiguous()
+
+
 class _Read(torch.autograd.Function):
+    """`M(x)` of the first memories: `counts[i]` of them read `xs[i] (N, C, d)`, giving `(counts[i], N, C, d)` each."""
+
     @staticmethod
-    def forward(ctx, x, W1, W2):
-        some = len(x) if x.dim() == W1.dim() else len(W1)
-        z = x @ W2[:some].mT
-        ctx.save_for_backward(x, W1, W2, z)
-        return torch.matmul(F.gelu(z), W1[:some].mT).add_(x)
+    def forward(ctx, W1, W2, counts, *xs):
+        W1, W2 = _inner(W1), _inner(W2)
+        outputs, kept, first = [], [], 0
+        for x, count in zip(xs, counts, strict=True):
+            w1, w2 = (w[:, first : first + count] for w in (W1, W2))
+            x = x.mT
+            z = torch.bmm(w2.flatten(1, 2), x)
+            a = F.gelu(z)
+            y = torch.bmm(w1.flatten(0, 1), a.view(-1, w2.shape[2], x.shape[2]))
+            y = y.view(len(x), count, *x.shape[1:]).add_(x.unsqueeze(1))
+            outputs.append(y.permute(1, 0, 3, 2))
+            kept += [x, z, a]
+            first += count
+        ctx.save_for_backward(W1, W2, *kept)
+        ctx.counts = counts
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
-        x, W1, W2, z = ctx.saved_tensors
-        some = len(z)
-        dz = _gelu_grad(dy @ W1[:some], z)
-        dx = (dz @ W2[:some]).add_(dy) if ctx.needs_input_grad[0] else None
-        dW1, dW2 = dy.mT @ F.gelu(z), dz.mT @ x
-        if some < len(W1):
-            dW1, dW2 = (torch.cat([dW, dW.new_zeros(len(W1) - some, *dW.shape[1:])]) for dW in (dW1, dW2))
-        return dx, dW1, dW2
+    def backward(ctx, *dys):
+        W1, W2, *kept = ctx.saved_tensors
+        dW1, dW2, dxs, first = [], [], [], 0
+        for i, (count, dy) in enumerate(zip(ctx.counts, dys, strict=True)):
+            x, z, a = kept[3 * i : 3 * i + 3]
+            w1, w2 = (w[:, first : first + count] for w in (W1, W2))
+            dy = dy.permute(1, 0, 3, 2).contiguous()
+            rows = dy.flatten(0, 1)
+            da = torch.bmm(w1.flatten(0, 1).mT, rows)
+            dz = _gelu_grad(da.view_as(z), z)
+            dW1.append(torch.bmm(rows, a.view_as(da).mT).view(w1.shape))
+            dW2.append(torch.bmm(dz, x.mT).view(w2.shape))
+            dxs.append((dy.sum(1) if count > 1 else dy[:, 0].clone()).baddbmm_(w2.flatten(1, 2).mT, dz).mT)
+            first += count
+        return _whole(dW1, W1), _whole(dW2, W2), None, *dxs
 
 
-def mlp_read(structure: Structure, weights: Layers, x: Tensor) -> Tensor:
+def _whole(parts: list[Tensor], weight: Tensor) -> Tensor:
+    """The gradient of all memories, zero for those behind the parts; `(M, N, ...)`."""
+    rest = weight.shape[1] - sum(part.shape[1] for part in parts)
+    if rest:
+        parts = [*parts, weight.new_zeros(len(weight), rest, *weight.shape[2:])]
+    return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).transpose(0, 1)
+
+
+def mlp_read(structure: Structure, weights: Layers, readers: Readers) -> list[Tensor]:
     """The twin of `memory.stack.read`."""
-    return _Read.apply(x, *weights)  # pyright: ignore[reportReturnType]
+    xs, counts = zip(*readers, strict=True)
+    return list(_Read.apply(*weights, counts, *xs))  # pyright: ignore[reportArgumentType]
+
+
+def _scale(x: Tensor, eps: float, dim: int = -2) -> Tensor:
+    """`1 / sqrt(|x|^2 + eps)` along `dim`."""
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).square_().add_(eps).rsqrt_()
+
+
+def _scale_backward(dy: Tensor, y: Tensor, scale: Tensor, dim: int = -2) -> Tensor:
+    """The gradient of `x` where `y = x * _scale(x, .)`."""
+    return torch.addcmul(dy, y, (dy * y).sum(dim, keepdim=True), value=-1).mul_(scale)
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, eps):
-        scale = x.square().sum(-1, keepdim=True).add_(eps).rsqrt_()
+        scale = _scale(x, eps, -1)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -67,8 +121,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        y, scale = ctx.saved_tensors
-        return torch.addcmul(dy, y, (dy * y).sum(-1, keepdim=True), value=-1).mul_(scale), None
+        return _scale_backward(dy, *ctx.saved_tensors, -1), None
 
 
 def mlp_unit(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -79,164 +132,173 @@ def mlp_unit(x: Tensor, eps: float = 1e-6) -> Tensor:
 class _Chunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W1, W2, D1, D2, k, target, eta, log_alpha, q, chunk_size):
-        eta = eta.unsqueeze(-1)
-        g, G = _decays(log_alpha)
-        gp, Gp = _before(g, G)
-        # Features and error at the boundary, and the rows that the two rules write.
-        z = k @ W2.mT
-        a = F.gelu(z)
-        error = torch.matmul(a, W1.mT).add_(k).sub_(target)
-        fade = a @ D1.mT
-        f = eta / (1 + eta * a.square().sum(-1, keepdim=True))
-        lower = (a @ a.mT).mul_(Gp).mul_(f)
-        rhs = torch.addcmul(error, fade, gp - 1).mul_(f).neg_()
-        U = torch.linalg.solve_triangular(lower, rhs, upper=False, unitriangular=True)
-        back = error @ W1
-        c = _mean_step(eta, k, chunk_size)
-        delta = _gelu_grad(back, z)
-        Y = delta.mul_(_bound(delta) * c)
+        W1, W2, D1, D2 = (_inner(w) for w in (W1, W2, D1, D2))
+        k, q = k.mT.contiguous(), None if q is None else q.mT.contiguous()
+        target = target.permute(1, 0, 3, 2).contiguous()
+        N, M, d, C = target.shape
+        w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
+        g, gp, G, Gp = _decays(log_alpha)
+        eta = eta.contiguous()
+        step = _mean_step(eta, k, chunk_size)
+        # Features and error at the boundary.
+        z = torch.bmm(W2.flatten(1, 2), k).view(N * M, -1, C)
+        a, slope = F.gelu(z), _gelu_grad(z.new_ones(()).expand_as(z), z)
+        error = torch.sub(target, k.unsqueeze(1)).view(N * M, d, C).baddbmm_(w1, a, alpha=-1)
+        fade = torch.bmm(d1, a)
+        # The rows that the two rules write.
+        Ge = Gp * eta.unsqueeze(2)
+        system = torch.bmm(a.mT, a).view(N, M, C, C).mul_(Ge.unsqueeze(1)).view(N * M, C, C)
+        system.diagonal(0, 1, 2).add_(1)
+        rhs = torch.addcmul(error.view(N, M, d, C), fade.view(N, M, d, C), (1 - gp)[:, None, None])
+        V = torch.linalg.solve_triangular(system, rhs.view(N * M, d, C), upper=True, left=False)
+        back = torch.bmm(w1.mT, error)
+        delta = back * slope
+        bound = _scale(delta, 1.0)
+        Y = delta.mul_(bound)
         # States at the chunk's end.
-        gC, w = g[:, -1:], G[:, -1].unsqueeze(-1)
-        D1_end = ((w * U).mT @ a).addcmul_(gC, D1)
-        D2_end = ((w * Y).mT @ k).addcmul_(gC, D2)
-        y, kept = None, ()
+        last, gC = G[:, :, -1], g[:, -1].view(N, 1, 1, 1)
+        wa = (a.view(N, M, -1, C) * (last * eta)[:, None, None]).view_as(a)
+        wk = k * (last * step).unsqueeze(1)
+        D1_end = (D1 * gC).flatten(0, 1).baddbmm_(V, wa.mT).view_as(D1)
+        D2_end = (D2 * gC).flatten(1, 2).baddbmm_(Y.view(N, -1, C), wk.mT).view_as(D2)
+        y, read = None, ()
         if q is not None:
-            y, *kept = _causal_read(q, k, W1[-1], W2[-1], D1[-1], D2[-1], g, G, a[-1], U[-1], Y[-1])
-        ctx.save_for_backward(W1, W2, D1, D2, k, eta, g, G, z, error, fade, U, back, q, *kept)
+            own = (w[:, -1] for w in (W1, W2, D1, D2, *(x.view(N, M, -1, C) for x in (V, Y, a))))
+            y, *read = _causal_read(q, k, *own, g, G, eta, step)
+            y = y.mT
+        outputs = D1_end.transpose(0, 1), D2_end.transpose(0, 1)
+        inputs = W1, W2, D1, D2, k, q, eta, step, g, gp, G, Ge
+        ctx.save_for_backward(*inputs, z, a, slope, error, fade, system, V, back, bound, Y, wa, wk, *outputs, *read)
         ctx.chunk_size = chunk_size
-        return y, D1_end, D2_end
+        return y, *outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dD1_end, dD2_end):
-        W1, W2, D1, D2, k, eta, g, G, z, error, fade, U, back, q, *kept = ctx.saved_tensors
-        gp, Gp = _before(g, G)
-        gC, w = g[:, -1:], G[:, -1].unsqueeze(-1)
-        a, slope = F.gelu(z), _gelu_grad(torch.ones_like(z), z)
-        f = eta / (1 + eta * a.square().sum(-1, keepdim=True))
-        c = _mean_step(eta, k, ctx.chunk_size)
-        delta = back * slope
-        r = _bound(delta)
-        Y = delta * (r * c)
+        W1, W2, D1, D2, k, q, eta, step, g, gp, G, Ge, *rest = ctx.saved_tensors
+        z, a, slope, error, fade, system, V, back, bound, Y, wa, wk, D1_end, D2_end, *read = rest
+        (N, M, d, h), C = W1.shape, k.shape[-1]
+        rows = lambda x: x.view(N, M, -1, C)  # noqa: E731
+        w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
+        last, gC = G[:, :, -1], g[:, -1].view(N, 1, 1, 1)
         # States at the chunk's end.
-        dD1, dD2 = gC * dD1_end, gC * dD2_end
-        dU, dY = a @ dD1_end.mT, k @ dD2_end.mT
-        dw = ((dU * U).sum(-1) + (dY * Y).sum(-1)).sum(0)
-        dgC = ((dD1_end * D1).sum((-1, -2)) + (dD2_end * D2).sum((-1, -2))).sum(0)
-        da, dk = (w * U) @ dD1_end, (w * Y) @ dD2_end
-        dU.mul_(w)
-        dY.mul_(w)
-        dg, dG, dq, read_W = torch.zeros_like(g), torch.zeros_like(G), None, None
+        flow = torch.zeros_like(g)
+        flow[:, -1] = ((dD1_end * D1_end).sum((0, 2, 3))).add_((dD2_end * D2_end).sum((0, 2, 3)))
+        dD1_end, dD2_end = _inner(dD1_end), _inner(dD2_end)
+        e1, e2 = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2)
+        dD1, dD2 = dD1_end * gC, dD2_end * gC
+        dV, da = torch.bmm(e1, wa), torch.bmm(e1.mT, V)
+        rows(da).mul_((last * eta)[:, None, None])
+        dY = torch.bmm(e2, wk).view_as(Y)
+        dwk = torch.bmm(e2.mT, Y.view(N, -1, C))
+        dk = dwk * (last * step).unsqueeze(1)
+        dstep = (dwk * k).sum(1).mul_(last)
+        dq = None
         if q is not None:
-            dq, dk_read, read_W, parts, dg, dG = _causal_read_backward(
-                dy, q, *kept, k, W1[-1], W2[-1], D1[-1], D2[-1], g, G, a[-1], U[-1], Y[-1]
+            own = [w[:, -1] for w in (W1, W2, D1, D2, rows(V), rows(Y), rows(a))]
+            dq, dk_read, read_W, parts, read_flow, read_step = _causal_read_backward(
+                dy.mT.contiguous(), q, k, *own, g, G, eta, step, *read
             )
-            for total, part in zip((dD1, dD2, da, dU, dY, dk), (*parts, dk_read), strict=True):
-                total[-1] += part
-        dG[:, -1] += dw
-        dg[:, -1, 0] += dgC
-        # The averaged gradient step on W2: Y = c r delta with delta = back * slope and r = 1 / sqrt(1 + |delta|^2).
-        along = (dY * delta).sum(-1, keepdim=True).mul_(r)
-        dc = along.sum(0)
-        dback = torch.addcmul(dY, delta, along * r, value=-1).mul_(r * c)
-        dz = (dback * back).mul_(_gelu_curvature(z))
-        dback.mul_(slope)
-        square = c / eta.clamp_min(torch.finfo(c.dtype).tiny)
-        deta = dc * square.square() * -ctx.chunk_size
-        dk_step = dc * (c * c) * (2 * ctx.chunk_size) * k
-        # The proximal step on W1: (I + f Gp gram) U = f rhs.
-        gram = a @ a.mT
-        rhs = torch.addcmul(error, fade, gp - 1).neg_()
-        lower = (gram * Gp).mul_(f)
-        dR = torch.linalg.solve_triangular(lower, dU.mT, upper=False, left=False, unitriangular=True).mT.contiguous()
-        dgram = (dR @ U.mT).neg_().mul_(Gp)
-        df = (dR * rhs).sum(-1, keepdim=True) + (dgram * gram).sum(-1, keepdim=True)
-        dR.mul_(f)
-        dgram.mul_(f)
-        dratio = (dgram * gram).sum(0)
-        dg[:, :-1] -= (dR * fade).sum(-1, keepdim=True).sum(0)[:, 1:]
-        dfade = (1 - gp) * dR
-        square = f / eta.clamp_min(torch.finfo(f.dtype).tiny)
-        deta += (df * square.square()).sum(0)
+            for total, part in zip((dD1, dD2, rows(da), rows(dV), rows(dY)), parts, strict=True):
+                total[:, -1] += part
+            dk, flow, dstep, dq = dk.add_(dk_read), flow.add_(read_flow), dstep.add_(read_step), dq.mT
+        # The averaged step on W2; `curved` lacks the second derivative of GELU.
+        dY = _scale_backward(dY, Y, bound)
+        curved = dY * back
+        dback = dY.mul_(slope)
+        dW1 = torch.bmm(error, dback.mT)
+        # The proximal step on W1: V @ system = rhs.
+        dR = torch.linalg.solve_triangular(system.mT, dV, upper=False, left=False)
+        overlap = torch.bmm(V.mT, dR)
+        same = overlap.diagonal(0, 1, 2)
+        own_flow = (same * system.diagonal(0, 1, 2)).view(N, M, C).sum(1)
+        deta = same.view(N, M, C).sum(1).div_(eta.clamp_min(torch.finfo(eta.dtype).tiny))
+        moved = rows((error + fade).mul_(dR)).sum((1, 2))
+        overlap.view(N, M, C, C).mul_(Ge.neg().unsqueeze(1))
+        dfade = (rows(dR) * (1 - gp)[:, None, None]).view_as(dR)
         # Back to the features, the weights and the key.
-        derror = torch.matmul(dback, W1.mT).sub_(dR)
-        da.add_(dgram @ a).add_(dgram.mT @ a).addcmul_(a, df.mul_(f).mul_(f), value=-2)
-        da.add_(derror @ W1).add_(dfade @ D1)
-        dW1 = (error.mT @ dback).add_(derror.mT @ a)
-        dD1.add_(dfade.mT @ a)
-        dz.add_(_gelu_grad(da, z))
-        dW2 = dz.mT @ k
-        dk.add_(derror).add_(dz @ W2)
-        dk = dk.sum(0).add_(dk_step)
-        if read_W is not None:
-            dW1[-1] += read_W[0]
-            dW2[-1] += read_W[1]
-        # Retention acts through the running sum of its logarithms.
-        flow = dG.mul_(G)
-        flow[:, :-1] += dratio[:, 1:]
-        dtotal = flow.sum(-1) - flow.sum(-2) + (dg * g).squeeze(-1)
-        dlog = dtotal.flip(-1).cumsum(-1).flip(-1)
-        return dW1, dW2, dD1, dD2, dk, derror.neg_(), deta.squeeze(-1), dlog, dq, None
+        derror = dR.baddbmm_(w1, dback)
+        da.baddbmm_(a, overlap).baddbmm_(a, overlap.mT)
+        da.baddbmm_(d1.mT, dfade).baddbmm_(w1.mT, derror, alpha=-1)
+        dW1 = dW1.baddbmm_(derror, a.mT, alpha=-1).view_as(W1)
+        dD1.flatten(0, 1).baddbmm_(dfade, a.mT)
+        dz = torch.addcmul(da.mul_(slope), curved, _gelu_curvature(z), value=math.sqrt(2 / math.pi)).view(N, M * h, C)
+        dW2 = torch.bmm(dz, k.mT).view_as(W2)
+        dk.baddbmm_(W2.flatten(1, 2).mT, dz).sub_(rows(derror).sum(1))
+        if q is not None:
+            dW1[:, -1] += read_W[0]
+            dW2[:, -1] += read_W[1]
+        # The step of W2, eta / (1 + eta |k|^2) / C.
+        small = 1 / (1 + eta * k.square().sum(1))
+        deta.addcmul_(dstep, small.square(), value=1 / ctx.chunk_size)
+        dk.addcmul_((dstep * (eta * small).square()).unsqueeze(1), k, value=-2 / ctx.chunk_size)
+        # What is written at s decays from s on; what has decayed up to t-1 enters the step at t.
+        flow.addcmul_(step, dstep, value=-1).sub_(own_flow)
+        flow[:, :-1] += (own_flow - moved)[:, 1:]
+        dlog = flow.flip(-1).cumsum(-1).flip(-1)
+        weights = (dw.transpose(0, 1) for dw in (dW1, dW2, dD1, dD2))
+        return *weights, dk.mT, rows(derror).permute(1, 0, 3, 2), deta, dlog, dq, None
 
 
 def _gelu_curvature(z: Tensor) -> Tensor:
-    """Second derivative of GELU: the normal density times `2 - z^2`."""
-    square = z * z
-    density = (square * -0.5).exp_()
-    return density.mul_(square.sub_(2)).mul_(-1 / math.sqrt(2 * math.pi))
+    """Second derivative of GELU: twice the normal density times `1 - z^2 / 2`."""
+    power = torch.addcmul(z.new_zeros(()), z, z, value=-0.5)
+    density = power.exp()
+    return density.addcmul_(density, power)
 
 
 def _mean_step(eta: Tensor, k: Tensor, chunk_size: int) -> Tensor:
-    """Minus the step of the averaged gradient rule, `eta / (1 + eta |k|^2) / C`."""
-    return eta / (1 + eta * k.square().sum(-1, keepdim=True)) * (-1 / chunk_size)
+    """The step of the averaged gradient rule, `eta / (1 + eta |k|^2) / C`."""
+    return eta / (1 + eta * k.square().sum(1)) / chunk_size
 
 
-def _bound(delta: Tensor) -> Tensor:
-    """What makes every row of `delta` shorter than 1."""
-    return delta.square().sum(-1, keepdim=True).add_(1).rsqrt_()
+def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Products of retentions: `g (N, C)` and the same one token earlier, `G[s,t] (N, C, C)` and `Gp`."""
+    total = log_alpha.cumsum(-1)
+    backwards = total.new_full(total.shape[-1:] * 2, -torch.inf).tril(-1)
+    g, G = total.exp(), (total.unsqueeze(1) - total.unsqueeze(2)).add_(backwards).exp_()
+    Gp = F.pad(G[:, :, :-1], (1, 0))
+    Gp.diagonal(0, 1, 2).fill_(1)
+    return g, F.pad(g[:, :-1], (1, 0), value=1.0), G, Gp
 
 
-def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """`g (N, C, 1)` and `G (N, C, C)`, see memory/chunk.py."""
-    g, G = chunk.decays(log_alpha)
-    return g.unsqueeze(-1), G
+def _causal_read(q, k, W1, W2, D1, D2, V, Y, a, g, G, eta, step):
+    """`M_t(q_t) (N, d, C)` for every token of the chunk, for one memory `(N, ...)`, and what its derivative needs."""
+    fading = g.unsqueeze(1)
+    past, scores2 = torch.bmm(D2, q), torch.bmm(k.mT, q).mul_(G)
+    decaying2 = (past * fading).baddbmm_(Y, scores2 * step.unsqueeze(2))
+    z = torch.bmm(W2, q).sub_(past).add_(decaying2)
+    a_q = F.gelu(z)
+    past, scores1 = torch.bmm(D1, a_q), torch.bmm(a.mT, a_q).mul_(G)
+    decaying1 = (past * fading).baddbmm_(V, scores1 * eta.unsqueeze(2))
+    y = torch.baddbmm(q, W1, a_q).sub_(past).add_(decaying1)
+    return y, z, a_q, scores2, scores1, decaying2, decaying1
 
 
-def _before(g: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
-    """Both one token earlier; row 0 is the state at the chunk's start."""
-    return F.pad(g[:, :-1], (0, 0, 1, 0), value=1.0), F.pad(G[:, :-1], (0, 0, 1, 0))
+def _causal_read_backward(
+    dy, q, k, W1, W2, D1, D2, V, Y, a, g, G, eta, step, z, a_q, scores2, scores1, decaying2, decaying1
+):
+    """Gradients of `_causal_read`: query, key, `(W1, W2)`, `(D1, D2, a, V, Y)`, decay, and `step`.
 
-
-def _causal_read(q, k, W1, W2, D1, D2, g, G, a, U, Y):
-    """`M_t(q_t)` for every token of the chunk, for one memory `(N, ...)`, and what its derivative needs."""
-    past2, scores2 = q @ D2.mT, q @ k.mT
-    zq = torch.addcmul(q @ W2.mT, g - 1, past2).baddbmm_(scores2 * G, Y)
-    aq = F.gelu(zq)
-    past1, scores1 = aq @ D1.mT, aq @ a.mT
-    y = torch.addcmul(q + aq @ W1.mT, g - 1, past1).baddbmm_(scores1 * G, U)
-    return y, zq, aq, scores2, scores1, past2, past1
-
-
-def _causal_read_backward(dy, q, zq, aq, scores2, scores1, past2, past1, k, W1, W2, D1, D2, g, G, a, U, Y):
-    """Gradients of `_causal_read`: query, key, `(W1, W2)`, `(D1, D2, a, U, Y)`, and the decays `g` and `G`."""
-    dg = (dy * past1).sum(-1, keepdim=True)
-    lost = dy * (g - 1)
-    mix = dy @ U.mT
-    dG = mix * scores1
-    mix.mul_(G)
-    daq = torch.matmul(dy, W1).add_(lost @ D1).baddbmm_(mix, a)
-    dU, da = (scores1 * G).mT @ dy, mix.mT @ aq
-    dW1, dD1 = dy.mT @ aq, lost.mT @ aq
-    dzq = _gelu_grad(daq, zq)
-    dg += (dzq * past2).sum(-1, keepdim=True)
-    lost = dzq * (g - 1)
-    mix = dzq @ Y.mT
-    dG.addcmul_(mix, scores2)
-    mix.mul_(G)
-    dq = torch.matmul(dzq, W2).add_(lost @ D2).add_(dy).baddbmm_(mix, k)
-    dY, dk = (scores2 * G).mT @ dzq, mix.mT @ q
-    dW2, dD2 = dzq.mT @ q, lost.mT @ q
-    return dq, dk, (dW1, dW2), (dD1, dD2, da, dU, dY), dg, dG
+    V's is that of the rows `V` for what is written, `eta V`, alone. The decay's lacks what is lost behind each token.
+    """
+    lost = (g - 1).unsqueeze(1)
+    flow = (dy * decaying1).sum(1)
+    lost1 = dy * lost
+    mix = torch.bmm(V.mT, dy).mul_(G).mul_(eta.unsqueeze(2))
+    dV, da = torch.bmm(dy, (scores1 * eta.unsqueeze(2)).mT), torch.bmm(a_q, mix.mT)
+    da_q = torch.bmm(W1.mT, dy).baddbmm_(D1.mT, lost1).baddbmm_(a, mix)
+    dW1, dD1 = torch.bmm(dy, a_q.mT), torch.bmm(lost1, a_q.mT)
+    dz = _gelu_grad(da_q, z)
+    flow += (dz * decaying2).sum(1)
+    lost2 = dz * lost
+    mix = torch.bmm(Y.mT, dz)
+    dstep = (mix * scores2).sum(2)
+    mix.mul_(G).mul_(step.unsqueeze(2))
+    dY, dk = torch.bmm(dz, (scores2 * step.unsqueeze(2)).mT), torch.bmm(q, mix.mT)
+    dq = torch.baddbmm(dy, W2.mT, dz).baddbmm_(D2.mT, lost2).baddbmm_(k, mix)
+    dW2, dD2 = torch.bmm(dz, q.mT), torch.bmm(lost2, q.mT)
+    return dq, dk, (dW1, dW2), (dD1, dD2, da, dV, dY), flow, dstep
 
 
 def fits(memory: Memory) -> bool:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,8 @@ from nestling.memory.structure import fixed
 
 PROJECTIONS = ("v", "k", "eta", "alpha", "q")
 CONTENT = "mem"
+SOURCES = {"v": "value", "k": "key", "eta": "key", "alpha": "key", "q": "query"}
+"""Which input each projection reads."""
 LOG_STEP_BOUND = 2.0
 """Step sizes lie between e^-2 and e^2."""
 
@@ -176,12 +178,12 @@ def chunked(
 class _Span(NamedTuple):
     """Tokens `[start, stop)` of one projection chunk, heads folded into the batch.
 
-    stacked `(P, N, C, d)`: inputs of the updated projections; fixed: what the others gave; q: queries, or M_q's input.
+    rows `(N, C, d)`: what the updated projections read, one for each input; fixed: what the others gave; q: queries.
     """
 
     start: int
     stop: int
-    stacked: Tensor | None
+    rows: tuple[Tensor, ...]
     fixed: dict[str, Tensor]
     q: Tensor
     beta: Tensor | None
@@ -216,52 +218,49 @@ class _Run:
     def __init__(self, config: SelfModifying, slow: Slow, inputs: Inputs, carried: Carried | None, kernel: Kernel):
         self.config, self.memory, self.kernel = config, config.memory, kernel
         self.batch, self.heads, self.length, _ = inputs.key.shape
-        initial = tuple(w.unsqueeze(1).expand(-1, self.batch, *w.shape[1:]).flatten(1, 2) for w in slow.initial)
+        # One after the other in memory lie the memories of one head, whom a kernel lets share a product.
+        initial = tuple(_folded(w.unsqueeze(0).expand(self.batch, *w.shape)) for w in slow.initial)
         carried = config.start(slow, self.batch) if carried is None else carried
         self.count = carried.count
         self.lengths = self.length if inputs.live is None else inputs.live.sum(1).cpu()
         self.adaptive = [name for name in config.stack if name != CONTENT]
-        self.gates = torch.stack([slow.eta_weight, slow.alpha_weight]).unsqueeze(-1).repeat(1, self.batch, 1, 1)
-        self.gate_bias = torch.stack([slow.eta_bias, slow.alpha_bias]).unsqueeze(-1).repeat(1, self.batch, 1)
+        self.readers = [(source, len(list(group))) for source, group in groupby(self.adaptive, SOURCES.__getitem__)]
+        # Read-outs (N, d, 1) with their biases (N, 1, 1).
+        self.gates = [w.repeat(self.batch, 1).unsqueeze(-1) for w in (slow.eta_weight, slow.alpha_weight)]
+        self.gate_bias = [b.repeat(self.batch)[:, None, None] for b in (slow.eta_bias, slow.alpha_bias)]
         self.stacks = self._stacks(initial, carried)
         self.initial = initial
         self.inputs = inputs
 
     def _stacks(self, initial: tuple[Tensor, ...], carried: Carried) -> list[Stack]:
         """The updated memories as one stack, or the projections and the content memory as two."""
-        whole = [[w.transpose(0, 1).flatten(1, 2) for w in group] for group in carried[:3]]
+        boundary, current, momentum = ([_folded(w) for w in group] for group in carried[:3])
         index = [self.config.names.index(name) for name in self.config.stack]
         updated = initial if len(index) == len(self.config.names) else [w[index] for w in initial]
         anchors = [None if self.memory.retention.anchor == "zero" else w for w in updated]
         size = self.memory.chunk_size
         if self.config.joint:
-            return [Stack(size, anchors, *whole)]
-        parts = ((slice(-1), self.config.projection_chunk_size), (slice(-1, None), size))
-        return [
-            Stack(size, [None if w is None else w[part] for w in anchors], *([w[part] for w in g] for g in whole))
-            for part, size in parts
-        ]
+            return [Stack(size, anchors, boundary, current, momentum)]
+        whole = Stack(self.config.projection_chunk_size, anchors, boundary, current, momentum)
+        return [whole.part(slice(-1), whole.size), whole.part(slice(-1, None), size)]
 
     def spans(self) -> list[_Span]:
         """The sequence, a projection chunk at a time; all of it at once where no projection is updated."""
-        x = {"v": self.inputs.value.flatten(0, 1), "q": self.inputs.query.flatten(0, 1)}
-        x["k"] = x["eta"] = x["alpha"] = self.inputs.key.flatten(0, 1)
-        fixed_names = [name for name in self.config.names[:-1] if name not in self.config.stack]
-        read = {
-            name: self._read([w[self.config.names.index(name)] for w in self.initial], x[name]) for name in fixed_names
-        }
+        x = {name: rows.flatten(0, 1) for name, rows in self.inputs._asdict().items() if name not in ("beta", "live")}
+        names = self.config.names[:-1]
+        fixed_names = [name for name in names if name not in self.config.stack]
+        read = [self._alone(names.index(name), x[SOURCES[name]]) for name in fixed_names]
         beta = None if self.inputs.beta is None else self.inputs.beta.flatten(0, 1)
         live = None if self.inputs.live is None else self.inputs.live.repeat_interleave(self.heads, 0)
         points = [0, self.length]
         if self.adaptive:
             points = cuts(self.count, 0, self.length, self.config.projection_chunk_size)
         sizes = [stop - start for start, stop in pairwise(points)]
-        stacked = torch.stack([x[name] for name in self.adaptive]) if self.adaptive else None
-        parts = _split([x["q"], beta, live, *read.values()], sizes)
-        inputs = next(zip(*_split([stacked], sizes, 2), strict=True))
+        inputs = _split([x["query"], beta, live, *(x[source] for source, _ in self.readers), *read], sizes)
+        last = 3 + len(self.readers)
         return [
-            _Span(start, stop, rows, dict(zip(fixed_names, fixed, strict=True)), q, beta, live)
-            for (start, stop), rows, (q, beta, live, *fixed) in zip(pairwise(points), inputs, parts, strict=True)
+            _Span(*ends, parts[3:last], dict(zip(fixed_names, parts[last:], strict=True)), *parts[:3])
+            for ends, parts in zip(pairwise(points), inputs, strict=True)
         ]
 
     def advance(self, span: _Span, closing: bool) -> list[Tensor]:
@@ -292,10 +291,15 @@ class _Run:
     def _project(self, span: _Span, weights: Layers) -> _Rows:
         """Keys, values, gates and queries, read at the projections' boundary."""
         read = dict(span.fixed)
-        if span.stacked is not None:
-            read |= zip(self.adaptive, self._read(weights, span.stacked).unbind(0), strict=True)
-        raw = (torch.stack([read["eta"], read["alpha"]]) @ self.gates).squeeze(-1) + self.gate_bias
-        eta, log_alpha = step_size(raw[0]), logsigmoid(raw[1])
+        if self.adaptive:
+            readers = [(x, count) for x, (_, count) in zip(span.rows, self.readers, strict=True)]
+            outputs = self.kernel.read(self.memory.structure, weights, readers)
+            read |= zip(self.adaptive, (y for some in outputs for y in some.unbind(0)), strict=True)
+        eta, alpha = (
+            torch.baddbmm(bias, read[name], gate).squeeze(-1)
+            for name, gate, bias in zip(("eta", "alpha"), self.gates, self.gate_bias, strict=True)
+        )
+        eta, log_alpha = step_size(eta), logsigmoid(alpha)
         beta, live = span.beta, None
         if span.live is not None:
             dead = ~span.live
@@ -306,8 +310,10 @@ class _Run:
         q = unit(read["q"]) if "q" in read else span.q
         return _Rows(unit(read["k"]), unit(read["v"]), eta, log_alpha, beta, q, live)
 
-    def _read(self, weights: Layers, x: Tensor) -> Tensor:
-        return self.kernel.read(self.memory.structure, weights, x)
+    def _alone(self, index: int, x: Tensor) -> Tensor:
+        """What a memory that keeps its initial state reads, `(N, T, d)`."""
+        weights = [w[index : index + 1] for w in self.initial]
+        return self.kernel.read(self.memory.structure, weights, [(x, 1)])[0][0]
 
     def _step(self, stack: Stack, weights: Layers, rows: _Rows, closing: bool) -> Tensor:
         """Advance a stack over rows of one of its chunks; `closing`: only the content memory, only to be read."""
@@ -315,9 +321,10 @@ class _Run:
         if closing:
             anchors = [None if w is None else w[-1:] for w in anchors]
             weights, current, momentum = ([w[-1:] for w in group] for group in (weights, current, momentum))
-        target = rows.v.expand(len(weights[0]), *rows.v.shape)
+        size = len(weights[0])
+        target = rows.v.expand(size, *rows.v.shape)
         if self.config.own_targets:
-            target = self.kernel.unit(self._read(weights, target))
+            target = self.kernel.unit(self.kernel.read(self.memory.structure, weights, [(rows.v, size)])[0])
         k, _, eta, log_alpha, beta, q, live = rows
         piece = Piece(anchors, weights, current, momentum, target, k, eta, log_alpha, beta, q, live, stack.fresh)
         y, deviations, momentum = self.kernel.advance(self.memory, piece)
@@ -333,6 +340,11 @@ class _Run:
             folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1) for w in layers))
         boundary, current, momentum = folded
         return Carried(boundary, current, momentum, self.count + self.lengths)
+
+
+def _folded(weight: Tensor) -> Tensor:
+    """`(B, M, H, ...)` as `(M, N, ...)`."""
+    return weight.transpose(1, 2).flatten(0, 1).transpose(0, 1)
 
 
 def scan(config: SelfModifying, slow: Slow, inputs: Inputs, carried: None = None) -> tuple[Tensor, dict[str, State]]:

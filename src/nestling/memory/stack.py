@@ -20,6 +20,8 @@ from nestling.memory.structure import Structure, fixed
 
 Layers = Sequence[Tensor]
 """One tensor `(M, N, out, in)` for each linear layer of the structure."""
+Readers = Sequence[tuple[Tensor, int]]
+"""Rows `(N, C, d)`, and how many memories read them."""
 Advanced = tuple[Tensor | None, Layers, Layers]
 
 
@@ -94,11 +96,13 @@ def _states(memory: Memory, piece: Piece, layer: int, write: Write) -> chunk.Sta
     return chunk.solve(anchor, deviation, write.x, y, write.xi, piece.log_alpha, log_beta, s, live=piece.live)
 
 
-def read(structure: Structure, weights: Layers, x: Tensor) -> Tensor:
-    """`M(x)`: of one memory for weights `(N, out, in)`, else `(P, N, C, d)` of the first P memories of the stack."""
-    if weights[0].dim() == x.dim() and len(x) < len(weights[0]):
-        weights = [w[: len(x)] for w in weights]
-    return structure.forward(fixed(weights), x)
+def read(structure: Structure, weights: Layers, readers: Readers) -> list[Tensor]:
+    """`M(x) (P, N, C, d)` for each reader in turn: of the next `P` memories of the stack, from the first on."""
+    outputs, first = [], 0
+    for x, count in readers:
+        outputs.append(structure.forward(fixed([w[first : first + count] for w in weights]), x))
+        first += count
+    return outputs
 
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -110,7 +114,7 @@ class Kernel(NamedTuple):
     """Who computes: the functions of this module, or twins of the same signatures."""
 
     advance: Advance
-    read: Callable[[Structure, Layers, Tensor], Tensor]
+    read: Callable[[Structure, Layers, Readers], list[Tensor]]
     unit: Callable[[Tensor], Tensor]
 
 
@@ -128,6 +132,12 @@ class Stack:
     current: Layers
     momentum: Layers
     fresh: bool = False
+
+    def part(self, memories: slice, size: int) -> Stack:
+        """Some of the memories, with chunks of `size` tokens."""
+        boundary, current, momentum = ([w[memories] for w in g] for g in (self.boundary, self.current, self.momentum))
+        anchors = [None if w is None else w[memories] for w in self.anchors]
+        return Stack(size, anchors, boundary, current, momentum)
 
     def turn(self, begins: Tensor, repeat: int = 1) -> None:
         """Move the boundary in the sequences, `begins` CPU bool (B,), whose chunk begins here; `repeat` rows each."""
