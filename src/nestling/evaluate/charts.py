@@ -45,7 +45,7 @@ def chart(
     """An `<svg>` of curves over a shared axis.
 
     Args:
-        lines: at least one point in total; with `log`, every x above 0. Faint lines do not widen the y axis and stop at it.
+        lines: at least one point in total; with `log`, every x above 0. Faint lines do not widen the y axis.
         x_label: below the x axis.
         width, height: in pixels at full size.
         log: logarithmic x axis with ticks at powers of two.
