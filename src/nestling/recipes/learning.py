@@ -33,7 +33,7 @@ from nestling.train.optimizer import build
 RESULTS = Path("benchmarks/results/learning.jsonl")
 SEEDS = (0, 1, 2)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-LENGTH, STEPS, BATCH = 256, 250, 8
+LENGTH, STEPS, BATCH = 256, 120, 8
 
 RATES = (2e-3, 4e-3, 8e-3)
 BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 4e-3}
@@ -44,23 +44,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hope": ("hope", {}),
     "only the content memory updated": ("hope", {"memory_updated": ["mem"]}),
     "surprise on W1": ("hope", {"memory_rule": "dgd-surprise"}),
-    "surprise on both": ("hope", {"memory_rule": "dgd-surprise", "memory_hidden_rule": "dgd-surprise"}),
     "W2 frozen": ("hope", {"memory_hidden_rule": "frozen"}),
-    "GD on both": ("hope", {"memory_rule": "gd"}),
+    "surprise on both": ("hope", {"memory_rule": "dgd-surprise", "memory_hidden_rule": "dgd-surprise"}),
     "anchor zero": ("hope", {"memory_anchor": "zero"}),
     "boundary reads": ("hope", {"memory_read": "boundary"}),
-    "no retention": ("hope", {"memory_retention": False}),
     "momentum": ("hope", {"memory_momentum": True}),
-    "chunk 16": ("hope", {"chunk_size": 16, "projection_chunk_size": 16}),
     "chunk 32": ("hope", {"chunk_size": 32, "projection_chunk_size": 32}),
+    "chunk 16": ("hope", {"chunk_size": 16, "projection_chunk_size": 16}),
     "projection chunk 128": ("hope", {"projection_chunk_size": 128}),
-    "shared targets": ("hope", {"memory_own_targets": False}),
-    "memory width 64": ("hope", {"memory_hidden_size": 64}),
-    "two plain CMS blocks": ("hope", {"levels": [{}, {}]}),
     "two in-context CMS levels": (
         "hope",
         {"levels": [{"signal": "self", "chunk_size": 256}, {"signal": "self", "chunk_size": 64}]},
     ),
+    "two plain CMS blocks": ("hope", {"levels": [{}, {}]}),
+    "no retention": ("hope", {"memory_retention": False}),
+    "shared targets": ("hope", {"memory_own_targets": False}),
+    "GD on both": ("hope", {"memory_rule": "gd"}),
+    "memory width 64": ("hope", {"memory_hidden_size": 64}),
     "hope-attention": ("hope-attention", {}),
 }
 
@@ -104,8 +104,8 @@ def moded_cells() -> Iterator[Cell]:
     """Which memories are updated, on the moded store and on its control, three seeds."""
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     shape |= {"chunk_size": 8, "projection_chunk_size": 8}
-    for seed in SEEDS:
-        for mode in ("enable", "control"):
+    for mode in ("enable", "control"):
+        for seed in SEEDS:
             for name, updated in UPDATED.items():
                 fields = shape | {"memory_updated": updated}
                 task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": 900}
@@ -122,7 +122,7 @@ def run_text(cell: Cell) -> dict[str, Any]:
         sequence_length=LENGTH,
         learning_rate=cell.learning_rate,
         seed=cell.seed,
-        warmup_steps=25,
+        warmup_steps=12,
         evaluate_every=cell.task["steps"],
         checkpoint_every=cell.task["steps"],
         threads=1,
