@@ -100,11 +100,11 @@ def test_reading(length):
     def two_inputs(kernel, rows):
         return kernel.read(structure, rows[:2], [(rows[2], 1), (rows[3], 3)])
 
-    def one_input(kernel, rows):
-        return [kernel.unit(kernel.read(structure, rows[:2], [(rows[2], 5)])[0])]
+    def targets(kernel, rows):
+        return [kernel.target(structure, rows[:2], rows[2])]
 
     assert_equal(two_inputs, leaves)
-    assert_equal(one_input, leaves[:3])
+    assert_equal(targets, leaves[:3])
 
 
 @pytest.mark.parametrize("projections", [1, 2])

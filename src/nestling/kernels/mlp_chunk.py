@@ -22,7 +22,6 @@ decays as a whole, so the products of states with their gradients are enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,23 +45,36 @@ def _inner(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).contiguous()
 
 
+def _values(w1: Tensor, w2: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`M(x) (N, P, d, C)` of weights `(N, P, ...)` at `x (N, d, C)`, and `z` and `a`."""
+    z = torch.bmm(w2.flatten(1, 2), x)
+    a = F.gelu(z)
+    y = torch.bmm(w1.flatten(0, 1), a.view(-1, w2.shape[2], x.shape[2]))
+    return y.view(*w1.shape[:3], -1).add_(x.unsqueeze(1)), z, a
+
+
+def _values_backward(dy: Tensor, w1: Tensor, w2: Tensor, x: Tensor, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of `w1`, `w2` and `x` from that of `_values`, `dy (N, P, d, C)`."""
+    rows = dy.flatten(0, 1)
+    da = torch.bmm(w1.flatten(0, 1).mT, rows)
+    dz = _gelu_grad(da.view_as(z), z)
+    dw1, dw2 = torch.bmm(rows, a.view_as(da).mT), torch.bmm(dz, x.mT)
+    return dw1.view(w1.shape), dw2.view(w2.shape), dy.sum(1).baddbmm_(w2.flatten(1, 2).mT, dz)
+
+
 class _Read(torch.autograd.Function):
-    """`M(x)` of the first memories: `counts[i]` of them read `xs[i] (N, C, d)`, giving `(counts[i], N, C, d)` each."""
+    """`M(x)` of the first memories: `counts[i]` of them read `xs[i] (N, C, d)`, giving `(N, C, d)` each."""
 
     @staticmethod
     def forward(ctx, W1, W2, counts, *xs):
         W1, W2 = _inner(W1), _inner(W2)
         outputs, kept, first = [], [], 0
         for x, count in zip(xs, counts, strict=True):
-            w1, w2 = (w[:, first : first + count] for w in (W1, W2))
-            x = x.mT
-            z = torch.bmm(w2.flatten(1, 2), x)
-            a = F.gelu(z)
-            y = torch.bmm(w1.flatten(0, 1), a.view(-1, w2.shape[2], x.shape[2]))
-            y = y.view(len(x), count, *x.shape[1:]).add_(x.unsqueeze(1))
-            outputs.append(y.permute(1, 0, 3, 2))
-            kept += [x, z, a]
-            first += count
+            some = slice(first, first := first + count)
+            x = x.mT.contiguous()
+            y, *rest = _values(W1[:, some], W2[:, some], x)
+            outputs += (row.mT for row in y.unbind(1))
+            kept += [x, *rest]
         ctx.save_for_backward(W1, W2, *kept)
         ctx.counts = counts
         return tuple(outputs)
@@ -71,27 +83,13 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *dys):
         W1, W2, *kept = ctx.saved_tensors
-        dW1, dW2, dxs, first = [], [], [], 0
-        for i, (count, dy) in enumerate(zip(ctx.counts, dys, strict=True)):
-            x, z, a = kept[3 * i : 3 * i + 3]
-            w1, w2 = (w[:, first : first + count] for w in (W1, W2))
-            dy = dy.permute(1, 0, 3, 2).contiguous()
-            rows = dy.flatten(0, 1)
-            da = torch.bmm(w1.flatten(0, 1).mT, rows)
-            dz = _gelu_grad(da.view_as(z), z)
-            dW1.append(torch.bmm(rows, a.view_as(da).mT).view(w1.shape))
-            dW2.append(torch.bmm(dz, x.mT).view(w2.shape))
-            dxs.append((dy.sum(1) if count > 1 else dy[:, 0].clone()).baddbmm_(w2.flatten(1, 2).mT, dz).mT)
-            first += count
-        return _whole(dW1, W1), _whole(dW2, W2), None, *dxs
-
-
-def _whole(parts: list[Tensor], weight: Tensor) -> Tensor:
-    """The gradient of all memories, zero for those behind the parts; `(M, N, ...)`."""
-    rest = weight.shape[1] - sum(part.shape[1] for part in parts)
-    if rest:
-        parts = [*parts, weight.new_zeros(len(weight), rest, *weight.shape[2:])]
-    return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).transpose(0, 1)
+        dW1, dW2, dxs, first = torch.zeros_like(W1), torch.zeros_like(W2), [], 0
+        for i, count in enumerate(ctx.counts):
+            some = slice(first, first := first + count)
+            dy = torch.stack([dy.mT for dy in dys[some]], 1)
+            dW1[:, some], dW2[:, some], dx = _values_backward(dy, W1[:, some], W2[:, some], *kept[3 * i : 3 * i + 3])
+            dxs.append(dx.mT)
+        return dW1.transpose(0, 1), dW2.transpose(0, 1), None, *dxs
 
 
 def mlp_read(structure: Structure, weights: Layers, readers: Readers) -> list[Tensor]:
@@ -100,9 +98,34 @@ def mlp_read(structure: Structure, weights: Layers, readers: Readers) -> list[Te
     return list(_Read.apply(*weights, counts, *xs))  # pyright: ignore[reportArgumentType]
 
 
+class _Target(torch.autograd.Function):
+    """`unit(M(x))` of all memories."""
+
+    @staticmethod
+    def forward(ctx, W1, W2, x, eps):
+        W1, W2, x = _inner(W1), _inner(W2), x.mT.contiguous()
+        y, z, a = _values(W1, W2, x)
+        scale = _scale(y, eps)
+        ctx.save_for_backward(W1, W2, x, z, a, y.mul_(scale), scale)
+        return y.permute(1, 0, 3, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        W1, W2, x, z, a, y, scale = ctx.saved_tensors
+        dy = _scale_backward(dy.permute(1, 0, 3, 2), y, scale)
+        dW1, dW2, dx = _values_backward(dy, W1, W2, x, z, a)
+        return dW1.transpose(0, 1), dW2.transpose(0, 1), dx.mT, None
+
+
+def mlp_target(structure: Structure, weights: Layers, v: Tensor) -> Tensor:
+    """The twin of `memory.stack.target`."""
+    return _Target.apply(*weights, v, 1e-6)  # pyright: ignore[reportReturnType]
+
+
 def _scale(x: Tensor, eps: float, dim: int = -2) -> Tensor:
     """`1 / sqrt(|x|^2 + eps)` along `dim`."""
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).square_().add_(eps).rsqrt_()
+    return (x * x).sum(dim, keepdim=True).add_(eps).rsqrt_()
 
 
 def _scale_backward(dy: Tensor, y: Tensor, scale: Tensor, dim: int = -2) -> Tensor:
@@ -156,7 +179,7 @@ class _Chunk(torch.autograd.Function):
         bound = _scale(delta, 1.0)
         Y = delta.mul_(bound)
         # States at the chunk's end.
-        last, gC = G[:, :, -1], g[:, -1].view(N, 1, 1, 1)
+        last, gC = G[:, :, -1].contiguous(), g[:, -1].view(N, 1, 1, 1)
         wa = (a.view(N, M, -1, C) * (last * eta)[:, None, None]).view_as(a)
         wk = k * (last * step).unsqueeze(1)
         D1_end = (D1 * gC).flatten(0, 1).baddbmm_(V, wa.mT).view_as(D1)
@@ -164,55 +187,58 @@ class _Chunk(torch.autograd.Function):
         y, read = None, ()
         if q is not None:
             own = (w[:, -1] for w in (W1, W2, D1, D2, *(x.view(N, M, -1, C) for x in (V, Y, a))))
-            y, *read = _causal_read(q, k, *own, g, G, eta, step)
-            y = y.mT
+            strengths = G * eta.unsqueeze(2), G * step.unsqueeze(2)
+            y, *read = _causal_read(q, k, *own, g, *strengths)
+            y, read = y.mT, (*strengths, *read)
         outputs = D1_end.transpose(0, 1), D2_end.transpose(0, 1)
-        inputs = W1, W2, D1, D2, k, q, eta, step, g, gp, G, Ge
-        ctx.save_for_backward(*inputs, z, a, slope, error, fade, system, V, back, bound, Y, wa, wk, *outputs, *read)
+        inputs = W1, W2, D1, D2, k, q, eta, step, g, gp, last, Ge
+        ctx.save_for_backward(*inputs, z, a, slope, error, fade, system, V, back, bound, wk, *outputs, *read)
         ctx.chunk_size = chunk_size
         return y, *outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dD1_end, dD2_end):
-        W1, W2, D1, D2, k, q, eta, step, g, gp, G, Ge, *rest = ctx.saved_tensors
-        z, a, slope, error, fade, system, V, back, bound, Y, wa, wk, D1_end, D2_end, *read = rest
+        W1, W2, D1, D2, k, q, eta, step, g, gp, last, Ge, *rest = ctx.saved_tensors
+        z, a, slope, error, fade, system, V, back, bound, wk, D1_end, D2_end, *read = rest
         (N, M, d, h), C = W1.shape, k.shape[-1]
         rows = lambda x: x.view(N, M, -1, C)  # noqa: E731
         w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
-        last, gC = G[:, :, -1], g[:, -1].view(N, 1, 1, 1)
+        gC, tiny = g[:, -1].view(N, 1, 1, 1), torch.finfo(eta.dtype).tiny
         # States at the chunk's end.
         flow = torch.zeros_like(g)
         flow[:, -1] = ((dD1_end * D1_end).sum((0, 2, 3))).add_((dD2_end * D2_end).sum((0, 2, 3)))
         dD1_end, dD2_end = _inner(dD1_end), _inner(dD2_end)
         e1, e2 = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2)
         dD1, dD2 = dD1_end * gC, dD2_end * gC
-        dV, da = torch.bmm(e1, wa), torch.bmm(e1.mT, V)
-        rows(da).mul_((last * eta)[:, None, None])
+        written = (last * eta)[:, None, None]
+        dV, da = torch.bmm(e1, (rows(a) * written).view_as(a)), torch.bmm(e1.mT, V)
+        rows(da).mul_(written)
+        Y = (back * slope).mul_(bound)
         dY = torch.bmm(e2, wk).view_as(Y)
         dwk = torch.bmm(e2.mT, Y.view(N, -1, C))
         dk = dwk * (last * step).unsqueeze(1)
-        dstep = (dwk * k).sum(1).mul_(last)
+        own_step = (dwk * wk).sum(1)
         dq = None
         if q is not None:
             own = [w[:, -1] for w in (W1, W2, D1, D2, rows(V), rows(Y), rows(a))]
             dq, dk_read, read_W, parts, read_flow, read_step = _causal_read_backward(
-                dy.mT.contiguous(), q, k, *own, g, G, eta, step, *read
+                dy.mT.contiguous(), q, k, *own, g, *read
             )
             for total, part in zip((dD1, dD2, rows(da), rows(dV), rows(dY)), parts, strict=True):
                 total[:, -1] += part
-            dk, flow, dstep, dq = dk.add_(dk_read), flow.add_(read_flow), dstep.add_(read_step), dq.mT
+            dk, flow, own_step, dq = dk.add_(dk_read), flow.add_(read_flow), own_step.add_(read_step), dq.mT
         # The averaged step on W2; `curved` lacks the second derivative of GELU.
         dY = _scale_backward(dY, Y, bound)
         curved = dY * back
         dback = dY.mul_(slope)
         dW1 = torch.bmm(error, dback.mT)
         # The proximal step on W1: V @ system = rhs.
-        dR = torch.linalg.solve_triangular(system.mT, dV, upper=False, left=False)
+        dR = torch.linalg.solve_triangular(system.mT, dV, upper=False, left=False).contiguous()
         overlap = torch.bmm(V.mT, dR)
         same = overlap.diagonal(0, 1, 2)
         own_flow = (same * system.diagonal(0, 1, 2)).view(N, M, C).sum(1)
-        deta = same.view(N, M, C).sum(1).div_(eta.clamp_min(torch.finfo(eta.dtype).tiny))
+        deta = same.view(N, M, C).sum(1).div_(eta.clamp_min(tiny))
         moved = rows((error + fade).mul_(dR)).sum((1, 2))
         overlap.view(N, M, C, C).mul_(Ge.neg().unsqueeze(1))
         dfade = (rows(dR) * (1 - gp)[:, None, None]).view_as(dR)
@@ -229,11 +255,11 @@ class _Chunk(torch.autograd.Function):
             dW1[:, -1] += read_W[0]
             dW2[:, -1] += read_W[1]
         # The step of W2, eta / (1 + eta |k|^2) / C.
-        small = 1 / (1 + eta * k.square().sum(1))
-        deta.addcmul_(dstep, small.square(), value=1 / ctx.chunk_size)
-        dk.addcmul_((dstep * (eta * small).square()).unsqueeze(1), k, value=-2 / ctx.chunk_size)
+        relative = own_step * step
+        deta.addcdiv_(relative, eta.square().clamp_min(tiny), value=ctx.chunk_size)
+        dk.addcmul_(relative.unsqueeze(1), k, value=-2 * ctx.chunk_size)
         # What is written at s decays from s on; what has decayed up to t-1 enters the step at t.
-        flow.addcmul_(step, dstep, value=-1).sub_(own_flow)
+        flow.sub_(own_step).sub_(own_flow)
         flow[:, :-1] += (own_flow - moved)[:, 1:]
         dlog = flow.flip(-1).cumsum(-1).flip(-1)
         weights = (dw.transpose(0, 1) for dw in (dW1, dW2, dD1, dD2))
@@ -241,10 +267,10 @@ class _Chunk(torch.autograd.Function):
 
 
 def _gelu_curvature(z: Tensor) -> Tensor:
-    """Second derivative of GELU: twice the normal density times `1 - z^2 / 2`."""
-    power = torch.addcmul(z.new_zeros(()), z, z, value=-0.5)
-    density = power.exp()
-    return density.addcmul_(density, power)
+    """Second derivative of GELU over `sqrt(2 / pi)`: `exp(-z^2 / 2) (1 - z^2 / 2)`."""
+    power = torch.addcmul(z.new_zeros(()), z, z, value=-0.5 / math.log(2))
+    density = power.exp2()  # much quicker than exp
+    return density.addcmul_(density, power, value=math.log(2))
 
 
 def _mean_step(eta: Tensor, k: Tensor, chunk_size: int) -> Tensor:
@@ -254,51 +280,48 @@ def _mean_step(eta: Tensor, k: Tensor, chunk_size: int) -> Tensor:
 
 def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Products of retentions: `g (N, C)` and the same one token earlier, `G[s,t] (N, C, C)` and `Gp`."""
-    total = log_alpha.cumsum(-1)
-    backwards = total.new_full(total.shape[-1:] * 2, -torch.inf).tril(-1)
-    g, G = total.exp(), (total.unsqueeze(1) - total.unsqueeze(2)).add_(backwards).exp_()
+    total = log_alpha.cumsum(-1).mul_(1 / math.log(2))  # exp2 is much quicker than exp
+    g, G = total.exp2(), (total.unsqueeze(1) - total.unsqueeze(2)).exp2_().triu_()
     Gp = F.pad(G[:, :, :-1], (1, 0))
     Gp.diagonal(0, 1, 2).fill_(1)
     return g, F.pad(g[:, :-1], (1, 0), value=1.0), G, Gp
 
 
-def _causal_read(q, k, W1, W2, D1, D2, V, Y, a, g, G, eta, step):
-    """`M_t(q_t) (N, d, C)` for every token of the chunk, for one memory `(N, ...)`, and what its derivative needs."""
+def _causal_read(q, k, W1, W2, D1, D2, V, Y, a, g, Gv, Gy):
+    """`M_t(q_t) (N, d, C)` for every token of the chunk, for one memory `(N, ...)`, and what its derivative needs.
+
+    `Gv`, `Gy`: decays times the strengths of the rows `V` and `Y`.
+    """
     fading = g.unsqueeze(1)
-    past, scores2 = torch.bmm(D2, q), torch.bmm(k.mT, q).mul_(G)
-    decaying2 = (past * fading).baddbmm_(Y, scores2 * step.unsqueeze(2))
-    z = torch.bmm(W2, q).sub_(past).add_(decaying2)
+    mix2 = torch.bmm(k.mT, q).mul_(Gy)
+    decaying2 = torch.bmm(D2, q).mul_(fading).baddbmm_(Y, mix2)
+    z = torch.baddbmm(decaying2, W2 - D2, q)
     a_q = F.gelu(z)
-    past, scores1 = torch.bmm(D1, a_q), torch.bmm(a.mT, a_q).mul_(G)
-    decaying1 = (past * fading).baddbmm_(V, scores1 * eta.unsqueeze(2))
-    y = torch.baddbmm(q, W1, a_q).sub_(past).add_(decaying1)
-    return y, z, a_q, scores2, scores1, decaying2, decaying1
+    mix1 = torch.bmm(a.mT, a_q).mul_(Gv)
+    decaying1 = torch.bmm(D1, a_q).mul_(fading).baddbmm_(V, mix1)
+    y = torch.baddbmm(decaying1, W1 - D1, a_q).add_(q)
+    return y, z, a_q, mix2, mix1, decaying2, decaying1
 
 
-def _causal_read_backward(
-    dy, q, k, W1, W2, D1, D2, V, Y, a, g, G, eta, step, z, a_q, scores2, scores1, decaying2, decaying1
-):
-    """Gradients of `_causal_read`: query, key, `(W1, W2)`, `(D1, D2, a, V, Y)`, decay, and `step`.
+def _causal_read_backward(dy, q, k, W1, W2, D1, D2, V, Y, a, g, Gv, Gy, z, a_q, mix2, mix1, decaying2, decaying1):
+    """Gradients of `_causal_read`: query, key, `(W1, W2)`, `(D1, D2, a, V, Y)`, what decays, and what Y's rows write.
 
-    V's is that of the rows `V` for what is written, `eta V`, alone. The decay's lacks what is lost behind each token.
+    The last two are products of a gradient and a state, summed to `(N, C)`.
     """
     lost = (g - 1).unsqueeze(1)
-    flow = (dy * decaying1).sum(1)
-    lost1 = dy * lost
-    mix = torch.bmm(V.mT, dy).mul_(G).mul_(eta.unsqueeze(2))
-    dV, da = torch.bmm(dy, (scores1 * eta.unsqueeze(2)).mT), torch.bmm(a_q, mix.mT)
+    lost1, mix = dy * lost, torch.bmm(V.mT, dy).mul_(Gv)
+    dV, da = torch.bmm(dy, mix1.mT), torch.bmm(a_q, mix.mT)
     da_q = torch.bmm(W1.mT, dy).baddbmm_(D1.mT, lost1).baddbmm_(a, mix)
     dW1, dD1 = torch.bmm(dy, a_q.mT), torch.bmm(lost1, a_q.mT)
     dz = _gelu_grad(da_q, z)
-    flow += (dz * decaying2).sum(1)
-    lost2 = dz * lost
-    mix = torch.bmm(Y.mT, dz)
-    dstep = (mix * scores2).sum(2)
-    mix.mul_(G).mul_(step.unsqueeze(2))
-    dY, dk = torch.bmm(dz, (scores2 * step.unsqueeze(2)).mT), torch.bmm(q, mix.mT)
+    lost2, mix = dz * lost, torch.bmm(Y.mT, dz)
+    written = (mix * mix2).sum(2)
+    mix.mul_(Gy)
+    dY, dk = torch.bmm(dz, mix2.mT), torch.bmm(q, mix.mT)
     dq = torch.baddbmm(dy, W2.mT, dz).baddbmm_(D2.mT, lost2).baddbmm_(k, mix)
     dW2, dD2 = torch.bmm(dz, q.mT), torch.bmm(lost2, q.mT)
-    return dq, dk, (dW1, dW2), (dD1, dD2, da, dV, dY), flow, dstep
+    flow = decaying1.mul(dy).sum(1).add_((decaying2 * dz).sum(1))
+    return dq, dk, (dW1, dW2), (dD1, dD2, da, dV, dY), flow, written
 
 
 def fits(memory: Memory) -> bool:
@@ -328,5 +351,5 @@ def mlp_advance(memory: Memory, piece: Piece) -> Advanced:
     return y, (D1, D2), ()
 
 
-FUSED = Kernel(mlp_advance, mlp_read, mlp_unit)
+FUSED = Kernel(mlp_advance, mlp_read, mlp_target, mlp_unit)
 """The twins of `memory.stack.ALGEBRA` for memories that `fits`."""

@@ -225,8 +225,8 @@ class _Run:
         self.lengths = self.length if inputs.live is None else inputs.live.sum(1).cpu()
         self.adaptive = [name for name in config.stack if name != CONTENT]
         self.readers = [(source, len(list(group))) for source, group in groupby(self.adaptive, SOURCES.__getitem__)]
-        # Read-outs (N, d, 1) with their biases (N, 1, 1).
-        self.gates = [w.repeat(self.batch, 1).unsqueeze(-1) for w in (slow.eta_weight, slow.alpha_weight)]
+        # Read-outs (N, 1, d) with their biases (N, 1, 1).
+        self.gates = [w.repeat(self.batch, 1).unsqueeze(1) for w in (slow.eta_weight, slow.alpha_weight)]
         self.gate_bias = [b.repeat(self.batch)[:, None, None] for b in (slow.eta_bias, slow.alpha_bias)]
         self.stacks = self._stacks(initial, carried)
         self.initial = initial
@@ -293,10 +293,9 @@ class _Run:
         read = dict(span.fixed)
         if self.adaptive:
             readers = [(x, count) for x, (_, count) in zip(span.rows, self.readers, strict=True)]
-            outputs = self.kernel.read(self.memory.structure, weights, readers)
-            read |= zip(self.adaptive, (y for some in outputs for y in some.unbind(0)), strict=True)
+            read |= zip(self.adaptive, self.kernel.read(self.memory.structure, weights, readers), strict=True)
         eta, alpha = (
-            torch.baddbmm(bias, read[name], gate).squeeze(-1)
+            torch.baddbmm(bias, gate, read[name].mT).squeeze(1)
             for name, gate, bias in zip(("eta", "alpha"), self.gates, self.gate_bias, strict=True)
         )
         eta, log_alpha = step_size(eta), logsigmoid(alpha)
@@ -313,7 +312,7 @@ class _Run:
     def _alone(self, index: int, x: Tensor) -> Tensor:
         """What a memory that keeps its initial state reads, `(N, T, d)`."""
         weights = [w[index : index + 1] for w in self.initial]
-        return self.kernel.read(self.memory.structure, weights, [(x, 1)])[0][0]
+        return self.kernel.read(self.memory.structure, weights, [(x, 1)])[0]
 
     def _step(self, stack: Stack, weights: Layers, rows: _Rows, closing: bool) -> Tensor:
         """Advance a stack over rows of one of its chunks; `closing`: only the content memory, only to be read."""
@@ -321,10 +320,9 @@ class _Run:
         if closing:
             anchors = [None if w is None else w[-1:] for w in anchors]
             weights, current, momentum = ([w[-1:] for w in group] for group in (weights, current, momentum))
-        size = len(weights[0])
-        target = rows.v.expand(size, *rows.v.shape)
+        target = rows.v.expand(len(weights[0]), *rows.v.shape)
         if self.config.own_targets:
-            target = self.kernel.unit(self.kernel.read(self.memory.structure, weights, [(rows.v, size)])[0])
+            target = self.kernel.target(self.memory.structure, weights, rows.v)
         k, _, eta, log_alpha, beta, q, live = rows
         piece = Piece(anchors, weights, current, momentum, target, k, eta, log_alpha, beta, q, live, stack.fresh)
         y, deviations, momentum = self.kernel.advance(self.memory, piece)

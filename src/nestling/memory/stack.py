@@ -97,12 +97,17 @@ def _states(memory: Memory, piece: Piece, layer: int, write: Write) -> chunk.Sta
 
 
 def read(structure: Structure, weights: Layers, readers: Readers) -> list[Tensor]:
-    """`M(x) (P, N, C, d)` for each reader in turn: of the next `P` memories of the stack, from the first on."""
+    """`M(x) (N, C, d)` of one memory after the other, from the first on; each reader's rows are read by so many."""
     outputs, first = [], 0
     for x, count in readers:
-        outputs.append(structure.forward(fixed([w[first : first + count] for w in weights]), x))
+        outputs += structure.forward(fixed([w[first : first + count] for w in weights]), x).unbind(0)
         first += count
     return outputs
+
+
+def target(structure: Structure, weights: Layers, v: Tensor) -> Tensor:
+    """`unit(M(v)) (M, N, C, d)`, the target that each memory generates from values `(N, C, d)` (Eq. 87)."""
+    return unit(structure.forward(fixed(weights), v))
 
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -115,10 +120,11 @@ class Kernel(NamedTuple):
 
     advance: Advance
     read: Callable[[Structure, Layers, Readers], list[Tensor]]
+    target: Callable[[Structure, Layers, Tensor], Tensor]
     unit: Callable[[Tensor], Tensor]
 
 
-ALGEBRA = Kernel(advance, read, unit)
+ALGEBRA = Kernel(advance, read, target, unit)
 """The functions of this module, for every combination of choices."""
 
 
