@@ -173,7 +173,8 @@ class _Chunk(torch.autograd.Function):
         system = torch.bmm(a.mT, a).view(N, M, C, C).mul_(Ge.unsqueeze(1)).view(N * M, C, C)
         system.diagonal(0, 1, 2).add_(1)
         rhs = torch.addcmul(error.view(N, M, d, C), fade.view(N, M, d, C), (1 - gp)[:, None, None])
-        V = torch.linalg.solve_triangular(system, rhs.view(N * M, d, C), upper=True, left=False)
+        inverses = _inverses(system)
+        V = _solve(system, inverses, rhs.view(N * M, d, C))
         back = torch.bmm(w1.mT, error)
         delta = back * slope
         bound = _scale(delta, 1.0)
@@ -192,7 +193,7 @@ class _Chunk(torch.autograd.Function):
             y, read = y.mT, (*strengths, *read)
         outputs = D1_end.transpose(0, 1), D2_end.transpose(0, 1)
         inputs = W1, W2, D1, D2, k, q, eta, step, g, gp, last, Ge
-        ctx.save_for_backward(*inputs, z, a, slope, error, fade, system, V, back, bound, wk, *outputs, *read)
+        ctx.save_for_backward(*inputs, z, a, slope, error, fade, system, inverses, V, back, bound, wk, *outputs, *read)
         ctx.chunk_size = chunk_size
         return y, *outputs
 
@@ -200,7 +201,7 @@ class _Chunk(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dD1_end, dD2_end):
         W1, W2, D1, D2, k, q, eta, step, g, gp, last, Ge, *rest = ctx.saved_tensors
-        z, a, slope, error, fade, system, V, back, bound, wk, D1_end, D2_end, *read = rest
+        z, a, slope, error, fade, system, inverses, V, back, bound, wk, D1_end, D2_end, *read = rest
         (N, M, d, h), C = W1.shape, k.shape[-1]
         rows = lambda x: x.view(N, M, -1, C)  # noqa: E731
         w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
@@ -234,7 +235,7 @@ class _Chunk(torch.autograd.Function):
         dback = dY.mul_(slope)
         dW1 = torch.bmm(error, dback.mT)
         # The proximal step on W1: V @ system = rhs.
-        dR = torch.linalg.solve_triangular(system.mT, dV, upper=False, left=False).contiguous()
+        dR = _solve_transposed(system, inverses, dV)
         overlap = torch.bmm(V.mT, dR)
         same = overlap.diagonal(0, 1, 2)
         own_flow = (same * system.diagonal(0, 1, 2)).view(N, M, C).sum(1)
@@ -264,6 +265,37 @@ class _Chunk(torch.autograd.Function):
         dlog = flow.flip(-1).cumsum(-1).flip(-1)
         weights = (dw.transpose(0, 1) for dw in (dW1, dW2, dD1, dD2))
         return *weights, dk.mT, rows(derror).permute(1, 0, 3, 2), deta, dlog, dq, None
+
+
+def _inverses(system: Tensor) -> Tensor:
+    """Inverses of the two diagonal blocks of upper triangular matrices; the second filled up with 1 for an odd size.
+
+    With them both passes solve by products, which are several times quicker here than the backend's triangular solves.
+    """
+    size = system.shape[-1]
+    half = (size + 1) // 2
+    blocks = system.new_zeros(len(system), 2, half, half)
+    blocks[:, 1, -1, -1] = 1
+    blocks[:, 0] = system[:, :half, :half]
+    blocks[:, 1, : size - half, : size - half] = system[:, half:, half:]
+    one = torch.eye(half, dtype=system.dtype, device=system.device)
+    return torch.linalg.solve_triangular(blocks.flatten(0, 1), one, upper=True, left=False).view_as(blocks)
+
+
+def _solve(system: Tensor, inverses: Tensor, rhs: Tensor) -> Tensor:
+    """`X @ system = rhs` for upper triangular systems."""
+    half, rest = inverses.shape[-1], system.shape[-1] - inverses.shape[-1]
+    left = torch.bmm(rhs[..., :half], inverses[:, 0])
+    right = torch.baddbmm(rhs[..., half:], left, system[:, :half, half:], alpha=-1)
+    return torch.cat((left, torch.bmm(right, inverses[:, 1, :rest, :rest])), -1)
+
+
+def _solve_transposed(system: Tensor, inverses: Tensor, rhs: Tensor) -> Tensor:
+    """`X @ system.mT = rhs` for upper triangular systems."""
+    half, rest = inverses.shape[-1], system.shape[-1] - inverses.shape[-1]
+    right = torch.bmm(rhs[..., half:], inverses[:, 1, :rest, :rest].mT)
+    left = torch.baddbmm(rhs[..., :half], right, system[:, :half, half:].mT, alpha=-1)
+    return torch.cat((torch.bmm(left, inverses[:, 0].mT), right), -1)
 
 
 def _gelu_curvature(z: Tensor) -> Tensor:
