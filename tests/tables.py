@@ -7,6 +7,8 @@ TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attent
 
 MODELS: dict[str, dict] = {
     "hope": {"chunk_size": 4, "projection_chunk_size": 8},
-    "hope-attention": {"levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]},
+    "hope-attention": {
+        "levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]
+    },
     "transformer++": {},
 }

@@ -12,6 +12,7 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.layers.residual import Output
 from nestling.layers.stream import common, full, join, tail
+from nestling.levels.clock import Level
 
 
 @functools.lru_cache(maxsize=16)
@@ -117,6 +118,11 @@ class Attention(nn.Module):
         return y, self._kept(
             key, value, new if count is None else count + new, new if position is None else position + new
         )
+
+    def levels(self) -> list[Level]:
+        """Attention keeps all tokens and has no weights of its own to update (Eq. 62-63: non-parametric)."""
+        context = "all tokens so far" if self.window is None else f"the last {self.window} tokens"
+        return [Level("attention", 0, "attention", context, 0)]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, count: Tensor | None) -> Tensor:
         """query (B, T, H, d), key and value (B, L, G d), `count` of their rows older than the queries: (B, T, D).

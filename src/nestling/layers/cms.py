@@ -85,7 +85,6 @@ class CMSBlock(nn.Module):
         if level.signal == "self":
             self.value = nn.Linear(hidden_size, hidden_size, bias=False)
             self.gates = nn.Linear(hidden_size, 2)
-            self.gates._no_weight_decay = True  # pyright: ignore[reportArgumentType]
 
     def reset_parameters(self) -> None:
         """A full step for a chunk, and half of the deviation kept over four chunks."""
@@ -135,6 +134,11 @@ class ContinuumMemory(nn.Module):
             self.transfer = nn.Parameter(torch.empty(len(levels) - 1))
         self.reset_parameters()
 
+    @property
+    def chain(self) -> list[CMSBlock]:
+        """The blocks in the order in which they are applied."""
+        return [block for block in self.blocks if isinstance(block, CMSBlock)]
+
     def reset_parameters(self) -> None:
         """An equal sum; half of the way from context to context."""
         if self.variant == "independent":
@@ -151,7 +155,7 @@ class ContinuumMemory(nn.Module):
         (and, nested, "origin{i}") (B, out, in) of its linear layers i, and the tokens seen, "count" (B,).
         """
         y, kept = torch.zeros_like(x), {}
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.chain):
             n = x
             if index and self.variant != "independent":
                 n = functional.rms_norm(x + y, x.shape[-1:], eps=1e-5)
@@ -168,11 +172,11 @@ class ContinuumMemory(nn.Module):
         """Tokens after which a nested block starts anew, and how far its starting point moves then."""
         if self.variant != "nested" or index == 0:
             return None, None
-        return self.blocks[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
+        return self.chain[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
 
     def levels(self) -> list[Level]:
         """The blocks with a signal of their own."""
-        own = [block for block in self.blocks if block.level.signal == "self"]
+        own = [block for block in self.chain if block.level.signal == "self"]
         return [
             Level(
                 f"CMS {b.level.chunk_size}",

@@ -14,17 +14,23 @@ class ShortConvolution(nn.Module):
         channels: number of channels D.
         width: taps, the current token included.
         silu: apply SiLU to the result.
+        identity: start near the identity.
     """
 
-    def __init__(self, channels: int, width: int = 4, silu: bool = False):
+    def __init__(self, channels: int, width: int = 4, silu: bool = False, identity: bool = False):
         super().__init__()
-        self.width, self.silu = width, silu
+        self.width, self.silu, self.identity = width, silu, identity
         self.weight = nn.Parameter(torch.empty(channels, width))
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Uniform in +-1/sqrt(width), as torch starts a convolution."""
-        nn.init.uniform_(self.weight, -(self.width**-0.5), self.width**-0.5)
+        """Uniform in +-1/sqrt(width), as torch starts a convolution; or near the identity, the current token alone."""
+        if self.identity:
+            nn.init.normal_(self.weight, std=0.1)
+            with torch.no_grad():
+                self.weight[:, -1] += 1
+        else:
+            nn.init.uniform_(self.weight, -(self.width**-0.5), self.width**-0.5)
 
     def forward(
         self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False

@@ -21,7 +21,7 @@ from nestling.levels.clock import Level
 from nestling.memory.selfmod import Carried, Inputs, SelfModifying, Slow, chunked
 from nestling.memory.structure import ResidualMLP
 
-START_STEP = 0.5
+START_STEP = 2.0
 """Step size of every head at the start."""
 START_MEMORY = (30.0, 300.0)
 """Tokens after which the first and the last head have forgotten all but 1/e, at the start; the others lie between."""
@@ -37,6 +37,7 @@ class SelfModifyingTitans(nn.Module):
         memory: what the memories are and which of them change in context.
         kernel: who computes a chunk, see kernels/dispatch.py.
         retention: False fixes every alpha_t at 1.
+        conv_identity: start the convolutions near the identity.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class SelfModifyingTitans(nn.Module):
         memory: SelfModifying,
         kernel: str = "auto",
         retention: bool = True,
+        conv_identity: bool = False,
     ):
         super().__init__()
         self.heads, self.width, self.retention = heads, hidden_size // heads, retention
         self.memory, self.kernel = memory, choose(memory.memory, kernel)
         self.project = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
-        self.conv = ShortConvolution(3 * hidden_size)
+        self.conv = ShortConvolution(3 * hidden_size, identity=conv_identity)
         self.momentum = None if memory.memory.momentum is None else nn.Linear(hidden_size, heads)
         shapes = memory.memory.structure.shapes(self.width, self.width, memory_hidden_size)
         self.initial = nn.ParameterList(torch.empty(len(memory.names), heads, *shape) for shape in shapes)
@@ -71,7 +73,8 @@ class SelfModifyingTitans(nn.Module):
             nn.init.normal_(weight, std=(0.2 if residual and index == 0 else 1.0) / math.sqrt(weight.shape[-1]))
         nn.init.normal_(self.gate_weight, std=1 / math.sqrt(self.width))
         with torch.no_grad():
-            start = torch.logspace(*(math.log10(n) for n in START_MEMORY), self.heads)
+            first, last = (math.log10(tokens) for tokens in START_MEMORY)
+            start = torch.logspace(first, last, self.heads)
             nn.init.constant_(self.gate_bias[0], math.log(START_STEP))
             self.gate_bias[1].copy_(torch.log(start - 1))
         if self.momentum is not None:
@@ -130,11 +133,11 @@ class SelfModifyingTitans(nn.Module):
 def _carried(state: dict | None) -> Carried | None:
     if state is None:
         return None
-    groups = []
-    for name in ("boundary", "current", "momentum"):
-        keys = sorted(key for key in state if key.startswith(name))
-        groups.append(tuple(state[key] for key in keys))
-    return Carried(*groups, state["count"])
+    boundary, current, momentum = (
+        tuple(state[key] for key in sorted(state) if key.startswith(name))
+        for name in ("boundary", "current", "momentum")
+    )
+    return Carried(boundary, current, momentum, state["count"])
 
 
 def _kept(carried: Carried) -> dict:

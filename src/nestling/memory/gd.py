@@ -23,9 +23,9 @@ class GD(OnePair):
         step: "plain" takes `eta`; "implicit" takes `eta / (1 + eta |x|^2)`, bounded for any `eta`.
         scale: factor on the step. With gradients of the chunk's boundary, steps of one chunk add up without seeing each
             other; `1 / chunk_size` keeps their sum at one full step, which a layer without a target of its own needs.
-        bounded: use `delta / sqrt(1 + |delta|^2)` for the gradient at the layer's output, shorter than 1. A hidden layer
-            that learns beside a read-out with a direct target needs it: with large steps and one token repeated, the
-            features otherwise shrink, the read-out grows to make up for it, and with it the gradient.
+        bounded: use `delta / sqrt(1 + |delta|^2)` for the gradient at the layer's output, shorter than 1. A hidden
+            layer that learns beside a read-out with a direct target needs it: with large steps and one token repeated,
+            the features otherwise shrink, the read-out grows to make up for it, and with it the gradient.
     """
 
     step: Literal["plain", "implicit"] = "plain"

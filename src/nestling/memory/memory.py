@@ -68,7 +68,7 @@ class State(NamedTuple):
 
 
 def default_rules(structure: Structure, chunk_size: int) -> tuple[Rule, ...]:
-    """DGD with the direct target where a layer has one; elsewhere bounded GD, step `eta / (1 + eta |x|^2) / chunk_size`."""
+    """DGD with the direct target where a layer has one; else bounded GD with `eta / (1 + eta |x|^2) / chunk_size`."""
     hidden = GD(step="implicit", scale=1 / chunk_size, bounded=True)
     rules: list[Rule] = [DGD() if direct else hidden for direct in structure.direct]
     return tuple(rules)

@@ -56,6 +56,8 @@ class HopeConfig(ContinuumConfig):
         "gd", "dgd-surprise" or "frozen". Gradient rules average over the chunk.
     memory_momentum, memory_retention: have them or not. memory_anchor: what retention pulls to, "initial" or "zero".
     memory_read: "causal", "previous" or "boundary". memory_own_targets: False: all memories learn v_t (Eq. 79-82).
+    conv_identity: start the short convolutions near the identity: better for tasks that store and recall single tokens;
+        on text, random taps learn faster.
     kernel: who computes a chunk, "auto", "fused" or "algebra".
     """
 
@@ -71,6 +73,7 @@ class HopeConfig(ContinuumConfig):
     memory_read: str = "causal"
     memory_own_targets: bool = True
     adaptive_query: bool = False
+    conv_identity: bool = False
     kernel: str = "auto"
 
     def check(self) -> None:
@@ -99,5 +102,5 @@ class HopeConfig(ContinuumConfig):
     def mixer(self, layer: int) -> nn.Module:
         """Self-modifying Titans."""
         hidden = self.memory_hidden_size or self.hidden_size // self.num_attention_heads
-        heads, retention = self.num_attention_heads, self.memory_retention
-        return SelfModifyingTitans(self.hidden_size, heads, hidden, self._memory(), self.kernel, retention)
+        switches = self.kernel, self.memory_retention, self.conv_identity
+        return SelfModifyingTitans(self.hidden_size, self.num_attention_heads, hidden, self._memory(), *switches)

@@ -29,7 +29,7 @@ from nestling.train.loop import train
 from nestling.train.machine import pick_device
 from nestling.train.optimizer import build
 
-LEARNING_RATES = {"hope": 3e-3, "transformer++": 3e-3}
+LEARNING_RATES = {"hope": 4e-3, "transformer++": 4e-3}
 """The contestants, each with its tuned rate."""
 
 TRAINING_SHARE = 0.6

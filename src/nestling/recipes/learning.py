@@ -35,8 +35,8 @@ SEEDS = (0, 1, 2)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 LENGTH, STEPS, BATCH = 256, 120, 8
 
-RATES = (2e-3, 4e-3, 8e-3)
-BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 4e-3}
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 2e-3}
 """Found by the sweep."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,7 +103,7 @@ def text_cells() -> Iterator[Cell]:
 def moded_cells() -> Iterator[Cell]:
     """Which memories are updated, on the moded store and on its control, three seeds."""
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    shape |= {"chunk_size": 8, "projection_chunk_size": 8}
+    shape |= {"chunk_size": 8, "projection_chunk_size": 8, "conv_identity": True}
     for mode in ("enable", "control"):
         for seed in SEEDS:
             for name, updated in UPDATED.items():
@@ -122,7 +122,7 @@ def run_text(cell: Cell) -> dict[str, Any]:
         sequence_length=LENGTH,
         learning_rate=cell.learning_rate,
         seed=cell.seed,
-        warmup_steps=12,
+        warmup_steps=25,
         evaluate_every=cell.task["steps"],
         checkpoint_every=cell.task["steps"],
         threads=1,

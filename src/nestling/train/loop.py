@@ -21,6 +21,7 @@ from nestling import models
 from nestling.data import Store, batch
 from nestling.errors import InputError
 from nestling.files import replacing
+from nestling.levels.collect import collect
 from nestling.train import checkpoint
 from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate
 from nestling.train.evaluation import autocast, evaluate
@@ -147,6 +148,7 @@ def _resolved(run: Run) -> dict[str, Any]:
         "train": dataclasses.asdict(run.config),
         "model": run.model.config.to_dict(),
         "parameters": parameters,
+        "levels": [dataclasses.asdict(level) for level in collect(run.model)],
         "data": {key: run.store.info[key] for key in ("source", "vocab_size", "splits", "skipped", "sha256")},
         "machine": describe(run.device),
     }
