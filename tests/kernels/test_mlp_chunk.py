@@ -100,6 +100,12 @@ def test_reading(length):
     def two_inputs(kernel, rows):
         return kernel.read(structure, rows[:2], [(rows[2], 1), (rows[3], 3)])
 
+    def project(kernel, rows):
+        return kernel.project(structure, rows[:2], *rows[2:])
+
+    gates = torch.randn(N, 2, D, generator=generator, dtype=torch.float64).requires_grad_()
+    assert_equal(project, [*leaves, gates])
+
     def targets(kernel, rows):
         return [kernel.target(structure, rows[:2], rows[2])]
 

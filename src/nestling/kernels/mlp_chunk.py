@@ -28,134 +28,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nestling.kernels.mlp_read import (
+    gelu_grad,
+    inner,
+    mlp_project,
+    mlp_read,
+    mlp_target,
+    mlp_unit,
+    scale,
+    scale_backward,
+)
 from nestling.memory.dgd import DGD
 from nestling.memory.feature import Identity
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
 from nestling.memory.objective import L2
 from nestling.memory.retention import Decay
-from nestling.memory.stack import Advanced, Kernel, Layers, Piece, Readers, advance
-from nestling.memory.structure import ResidualMLP, Structure
-
-_gelu_grad = torch.ops.aten.gelu_backward
-
-
-def _inner(weight: Tensor) -> Tensor:
-    """`(M, N, ...)` as contiguous `(N, M, ...)`; no copy for what this module returned."""
-    return weight.transpose(0, 1).contiguous()
-
-
-def _values(w1: Tensor, w2: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`M(x) (N, P, d, C)` of weights `(N, P, ...)` at `x (N, d, C)`, and `z` and `a`."""
-    z = torch.bmm(w2.flatten(1, 2), x)
-    a = F.gelu(z)
-    y = torch.bmm(w1.flatten(0, 1), a.view(-1, w2.shape[2], x.shape[2]))
-    return y.view(*w1.shape[:3], -1).add_(x.unsqueeze(1)), z, a
-
-
-def _values_backward(dy: Tensor, w1: Tensor, w2: Tensor, x: Tensor, z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of `w1`, `w2` and `x` from that of `_values`, `dy (N, P, d, C)`."""
-    rows = dy.flatten(0, 1)
-    da = torch.bmm(w1.flatten(0, 1).mT, rows)
-    dz = _gelu_grad(da.view_as(z), z)
-    dw1, dw2 = torch.bmm(rows, a.view_as(da).mT), torch.bmm(dz, x.mT)
-    return dw1.view(w1.shape), dw2.view(w2.shape), dy.sum(1).baddbmm_(w2.flatten(1, 2).mT, dz)
-
-
-class _Read(torch.autograd.Function):
-    """`M(x)` of the first memories: `counts[i]` of them read `xs[i] (N, C, d)`, giving `(N, C, d)` each."""
-
-    @staticmethod
-    def forward(ctx, W1, W2, counts, *xs):
-        W1, W2 = _inner(W1), _inner(W2)
-        outputs, kept, first = [], [], 0
-        for x, count in zip(xs, counts, strict=True):
-            some = slice(first, first := first + count)
-            x = x.mT.contiguous()
-            y, *rest = _values(W1[:, some], W2[:, some], x)
-            outputs += (row.mT for row in y.unbind(1))
-            kept += [x, *rest]
-        ctx.save_for_backward(W1, W2, *kept)
-        ctx.counts = counts
-        return tuple(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *dys):
-        W1, W2, *kept = ctx.saved_tensors
-        dW1, dW2, dxs, first = torch.zeros_like(W1), torch.zeros_like(W2), [], 0
-        for i, count in enumerate(ctx.counts):
-            some = slice(first, first := first + count)
-            dy = torch.stack([dy.mT for dy in dys[some]], 1)
-            dW1[:, some], dW2[:, some], dx = _values_backward(dy, W1[:, some], W2[:, some], *kept[3 * i : 3 * i + 3])
-            dxs.append(dx.mT)
-        return dW1.transpose(0, 1), dW2.transpose(0, 1), None, *dxs
-
-
-def mlp_read(structure: Structure, weights: Layers, readers: Readers) -> list[Tensor]:
-    """The twin of `memory.stack.read`."""
-    xs, counts = zip(*readers, strict=True)
-    return list(_Read.apply(*weights, counts, *xs))  # pyright: ignore[reportArgumentType]
-
-
-class _Target(torch.autograd.Function):
-    """`unit(M(x))` of all memories."""
-
-    @staticmethod
-    def forward(ctx, W1, W2, x, eps):
-        W1, W2, x = _inner(W1), _inner(W2), x.mT.contiguous()
-        y, z, a = _values(W1, W2, x)
-        scale = _scale(y, eps)
-        ctx.save_for_backward(W1, W2, x, z, a, y.mul_(scale), scale)
-        return y.permute(1, 0, 3, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        W1, W2, x, z, a, y, scale = ctx.saved_tensors
-        dy = _scale_backward(dy.permute(1, 0, 3, 2), y, scale)
-        dW1, dW2, dx = _values_backward(dy, W1, W2, x, z, a)
-        return dW1.transpose(0, 1), dW2.transpose(0, 1), dx.mT, None
-
-
-def mlp_target(structure: Structure, weights: Layers, v: Tensor) -> Tensor:
-    """The twin of `memory.stack.target`."""
-    return _Target.apply(*weights, v, 1e-6)  # pyright: ignore[reportReturnType]
-
-
-def _scale(x: Tensor, eps: float, dim: int = -2) -> Tensor:
-    """`1 / sqrt(|x|^2 + eps)` along `dim`."""
-    return (x * x).sum(dim, keepdim=True).add_(eps).rsqrt_()
-
-
-def _scale_backward(dy: Tensor, y: Tensor, scale: Tensor, dim: int = -2) -> Tensor:
-    """The gradient of `x` where `y = x * _scale(x, .)`."""
-    return torch.addcmul(dy, y, (dy * y).sum(dim, keepdim=True), value=-1).mul_(scale)
-
-
-class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, eps):
-        scale = _scale(x, eps, -1)
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        return _scale_backward(dy, *ctx.saved_tensors, -1), None
-
-
-def mlp_unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """The twin of `memory.stack.unit`."""
-    return _Normalize.apply(x, eps)  # pyright: ignore[reportReturnType]
+from nestling.memory.stack import Advanced, Kernel, Piece, advance
+from nestling.memory.structure import ResidualMLP
 
 
 class _Chunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W1, W2, D1, D2, k, target, eta, log_alpha, q, chunk_size):
-        W1, W2, D1, D2 = (_inner(w) for w in (W1, W2, D1, D2))
+        W1, W2, D1, D2 = (inner(w) for w in (W1, W2, D1, D2))
         k, q = k.mT.contiguous(), None if q is None else q.mT.contiguous()
         target = target.permute(1, 0, 3, 2).contiguous()
         N, M, d, C = target.shape
@@ -165,7 +61,7 @@ class _Chunk(torch.autograd.Function):
         step = _mean_step(eta, k, chunk_size)
         # Features and error at the boundary.
         z = torch.bmm(W2.flatten(1, 2), k).view(N * M, -1, C)
-        a, slope = F.gelu(z), _gelu_grad(z.new_ones(()).expand_as(z), z)
+        a, slope = F.gelu(z), gelu_grad(z.new_ones(()).expand_as(z), z)
         error = torch.sub(target, k.unsqueeze(1)).view(N * M, d, C).baddbmm_(w1, a, alpha=-1)
         fade = torch.bmm(d1, a)
         # The rows that the two rules write.
@@ -177,7 +73,7 @@ class _Chunk(torch.autograd.Function):
         V = _solve(system, inverses, rhs.view(N * M, d, C))
         back = torch.bmm(w1.mT, error)
         delta = back * slope
-        bound = _scale(delta, 1.0)
+        bound = scale(delta, 1.0)
         Y = delta.mul_(bound)
         # States at the chunk's end.
         last, gC = G[:, :, -1].contiguous(), g[:, -1].view(N, 1, 1, 1)
@@ -209,7 +105,7 @@ class _Chunk(torch.autograd.Function):
         # States at the chunk's end.
         flow = torch.zeros_like(g)
         flow[:, -1] = ((dD1_end * D1_end).sum((0, 2, 3))).add_((dD2_end * D2_end).sum((0, 2, 3)))
-        dD1_end, dD2_end = _inner(dD1_end), _inner(dD2_end)
+        dD1_end, dD2_end = inner(dD1_end), inner(dD2_end)
         e1, e2 = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2)
         dD1, dD2 = dD1_end * gC, dD2_end * gC
         written = (last * eta)[:, None, None]
@@ -230,7 +126,7 @@ class _Chunk(torch.autograd.Function):
                 total[:, -1] += part
             dk, flow, own_step, dq = dk.add_(dk_read), flow.add_(read_flow), own_step.add_(read_step), dq.mT
         # The averaged step on W2; `curved` lacks the second derivative of GELU.
-        dY = _scale_backward(dY, Y, bound)
+        dY = scale_backward(dY, Y, bound)
         curved = dY * back
         dback = dY.mul_(slope)
         dW1 = torch.bmm(error, dback.mT)
@@ -345,7 +241,7 @@ def _causal_read_backward(dy, q, k, W1, W2, D1, D2, V, Y, a, g, Gv, Gy, z, a_q, 
     dV, da = torch.bmm(dy, mix1.mT), torch.bmm(a_q, mix.mT)
     da_q = torch.bmm(W1.mT, dy).baddbmm_(D1.mT, lost1).baddbmm_(a, mix)
     dW1, dD1 = torch.bmm(dy, a_q.mT), torch.bmm(lost1, a_q.mT)
-    dz = _gelu_grad(da_q, z)
+    dz = gelu_grad(da_q, z)
     lost2, mix = dz * lost, torch.bmm(Y.mT, dz)
     written = (mix * mix2).sum(2)
     mix.mul_(Gy)
@@ -383,5 +279,5 @@ def mlp_advance(memory: Memory, piece: Piece) -> Advanced:
     return y, (D1, D2), ()
 
 
-FUSED = Kernel(mlp_advance, mlp_read, mlp_target, mlp_unit)
+FUSED = Kernel(mlp_advance, mlp_read, mlp_project, mlp_target, mlp_unit)
 """The twins of `memory.stack.ALGEBRA` for memories that `fits`."""

@@ -41,7 +41,7 @@ class ShortConvolution(nn.Module):
         joined = torch.cat((before, x), 1)
         # As an image of height 1 the rows already lie channels-last, which the depthwise kernels take without a copy.
         y = functional.conv2d(joined.transpose(1, 2)[:, :, None], self.weight[:, None, None], groups=x.shape[2])
-        y = y[:, :, 0].transpose(1, 2)
+        y = y.squeeze(2).transpose(1, 2)
         y = functional.silu(y) if self.silu else y
         if not keep:
             return y, None

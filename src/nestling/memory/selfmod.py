@@ -225,9 +225,9 @@ class _Run:
         self.lengths = self.length if inputs.live is None else inputs.live.sum(1).cpu()
         self.adaptive = [name for name in config.stack if name != CONTENT]
         self.readers = [(source, len(list(group))) for source, group in groupby(self.adaptive, SOURCES.__getitem__)]
-        # Read-outs (N, 1, d) with their biases (N, 1, 1).
-        self.gates = [w.repeat(self.batch, 1).unsqueeze(1) for w in (slow.eta_weight, slow.alpha_weight)]
-        self.gate_bias = [b.repeat(self.batch)[:, None, None] for b in (slow.eta_bias, slow.alpha_bias)]
+        # Read-outs of eta and alpha (N, 2, d) and their biases (N, 2, 1).
+        self.gates = torch.stack([slow.eta_weight, slow.alpha_weight], 1).repeat(self.batch, 1, 1)
+        self.gate_bias = torch.stack([slow.eta_bias, slow.alpha_bias], 1).repeat(self.batch, 1).unsqueeze(-1)
         self.stacks = self._stacks(initial, carried)
         self.initial = initial
         self.inputs = inputs
@@ -290,14 +290,8 @@ class _Run:
 
     def _project(self, span: _Span, weights: Layers) -> _Rows:
         """Keys, values, gates and queries, read at the projections' boundary."""
-        read = dict(span.fixed)
-        if self.adaptive:
-            readers = [(x, count) for x, (_, count) in zip(span.rows, self.readers, strict=True)]
-            read |= zip(self.adaptive, self.kernel.read(self.memory.structure, weights, readers), strict=True)
-        eta, alpha = (
-            torch.baddbmm(bias, gate, read[name].mT).squeeze(1)
-            for name, gate, bias in zip(("eta", "alpha"), self.gates, self.gate_bias, strict=True)
-        )
+        v, k, raw, q = self._sight(span, weights)
+        eta, alpha = (raw + self.gate_bias).unbind(1)
         eta, log_alpha = step_size(eta), logsigmoid(alpha)
         beta, live = span.beta, None
         if span.live is not None:
@@ -305,9 +299,19 @@ class _Run:
             eta, log_alpha = eta.masked_fill(dead, 0), log_alpha.masked_fill(dead, 0)
             if beta is not None:
                 beta, live = beta.masked_fill(dead, 1), span.live.to(beta.dtype)
-        unit = self.kernel.unit
-        q = unit(read["q"]) if "q" in read else span.q
-        return _Rows(unit(read["k"]), unit(read["v"]), eta, log_alpha, beta, q, live)
+        return _Rows(k, v, eta, log_alpha, beta, q, live)
+
+    def _sight(self, span: _Span, weights: Layers) -> tuple[Tensor, ...]:
+        """Values, keys, raw gates `(N, 2, C)` and queries."""
+        kernel, structure = self.kernel, self.memory.structure
+        if self.adaptive == ["v", "k", "eta", "alpha"] and not span.fixed:
+            return *kernel.project(structure, weights, *span.rows, self.gates), span.q
+        read = dict(span.fixed)
+        if self.adaptive:
+            readers = [(x, count) for x, (_, count) in zip(span.rows, self.readers, strict=True)]
+            read |= zip(self.adaptive, kernel.read(structure, weights, readers), strict=True)
+        raw = (torch.stack([read["eta"], read["alpha"]], 1) @ self.gates.unsqueeze(-1)).squeeze(-1)
+        return kernel.unit(read["v"]), kernel.unit(read["k"]), raw, kernel.unit(read["q"]) if "q" in read else span.q
 
     def _alone(self, index: int, x: Tensor) -> Tensor:
         """What a memory that keeps its initial state reads, `(N, T, d)`."""

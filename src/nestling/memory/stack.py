@@ -105,6 +105,17 @@ def read(structure: Structure, weights: Layers, readers: Readers) -> list[Tensor
     return outputs
 
 
+def project(
+    structure: Structure, weights: Layers, value: Tensor, key: Tensor, gates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values `(N, C, d)`, keys `(N, C, d)` and the raw gates `(N, 2, C)` of a stack that begins with v, k, eta, alpha.
+
+    value, key: inputs `(N, C, d)`; gates `(N, 2, d)`: read-outs of eta and alpha, without their biases (Eq. 86).
+    """
+    v, k, *gated = read(structure, weights, [(value, 1), (key, 3)])
+    return unit(v), unit(k), (torch.stack(gated, 1) @ gates.unsqueeze(-1)).squeeze(-1)
+
+
 def target(structure: Structure, weights: Layers, v: Tensor) -> Tensor:
     """`unit(M(v)) (M, N, C, d)`, the target that each memory generates from values `(N, C, d)` (Eq. 87)."""
     return unit(structure.forward(fixed(weights), v))
@@ -120,11 +131,12 @@ class Kernel(NamedTuple):
 
     advance: Advance
     read: Callable[[Structure, Layers, Readers], list[Tensor]]
+    project: Callable[[Structure, Layers, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     target: Callable[[Structure, Layers, Tensor], Tensor]
     unit: Callable[[Tensor], Tensor]
 
 
-ALGEBRA = Kernel(advance, read, target, unit)
+ALGEBRA = Kernel(advance, read, project, target, unit)
 """The functions of this module, for every combination of choices."""
 
 
