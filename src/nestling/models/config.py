@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from nestling.errors import InputError
 from nestling.layers.feedforward import SwiGLU
 
-_INHERITED = {field.name for field in fields(PreTrainedConfig)}
+INHERITED = {field.name for field in fields(PreTrainedConfig)}
 _NO_SHAPE = {"initializer_range", "use_cache", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
@@ -68,5 +68,5 @@ class NestlingConfig(PreTrainedConfig):
 
     def fingerprint(self) -> str:
         """The model's name and the fields that shape its state, as JSON; states move only between equal ones."""
-        names = sorted(field.name for field in fields(self) if field.name not in _INHERITED | _NO_SHAPE)
+        names = sorted(field.name for field in fields(self) if field.name not in INHERITED | _NO_SHAPE)
         return json.dumps({"model": self.model_type} | {name: getattr(self, name) for name in names}, default=str)

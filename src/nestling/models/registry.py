@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from nestling.errors import InputError
 from nestling.models.base import NestlingForCausalLM, NestlingModel
-from nestling.models.config import NestlingConfig
+from nestling.models.config import INHERITED, NestlingConfig
 
 PREFIX = "nestling-"
 _CONFIGS: dict[str, type[NestlingConfig]] = {}
@@ -79,7 +79,8 @@ def configuration(name: str, **values) -> NestlingConfig:
     choice("model", name, names())
     cls = _CONFIGS[name]
     for field in values:
-        choice(f"{name} field", field, [known.name for known in fields(cls)])
+        if field not in INHERITED:
+            choice(f"{name} field", field, [known.name for known in fields(cls) if known.name not in INHERITED])
     try:
         return cls(**values)
     except StrictDataclassError as error:
