@@ -140,7 +140,7 @@ def test_choosing():
     assert choose(MEMORY, "algebra") is ALGEBRA
     other = Memory(chunk_size=CHUNK, momentum=Momentum())
     assert choose(other) is ALGEBRA
-    with pytest.raises(InputError, match="kernel='fused' doesn't compute .* use kernel='auto' or 'algebra'"):
+    with pytest.raises(InputError, match=r"kernel='fused' doesn't compute .* use kernel='auto' or 'algebra'"):
         choose(other, "fused")
     with pytest.raises(InputError, match="kernel='quick' is unknown: choose one of auto, fused, algebra"):
         choose(MEMORY, "quick")

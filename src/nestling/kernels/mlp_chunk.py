@@ -22,6 +22,7 @@ decays as a whole, so the products of states with their gradients are enough.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,56 @@ from nestling.memory.stack import Advanced, Kernel, Piece, advance
 from nestling.memory.structure import ResidualMLP
 
 
+class _Kept(NamedTuple):
+    """What a chunk's backward pass needs; rows `(N M, ., C)`."""
+
+    W1: Tensor
+    W2: Tensor
+    D1: Tensor
+    D2: Tensor
+    k: Tensor
+    eta: Tensor
+    step: Tensor
+    g: Tensor
+    gp: Tensor
+    last: Tensor
+    Ge: Tensor
+    z: Tensor
+    a: Tensor
+    slope: Tensor
+    error: Tensor
+    fade: Tensor
+    system: Tensor
+    inverses: Tensor
+    V: Tensor
+    back: Tensor
+    bound: Tensor
+    wk: Tensor
+    D1_end: Tensor
+    D2_end: Tensor
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`(N M, ., C)` as `(N, M, ., C)`."""
+        return x.view(*self.W1.shape[:2], -1, x.shape[-1])
+
+    def content(self, Y: Tensor) -> _One:
+        """The last memory."""
+        weights = (w[:, -1] for w in self[:4])
+        return _One(*weights, *(self.rows(x)[:, -1] for x in (self.V, Y, self.a)))
+
+
+class _One(NamedTuple):
+    """One memory, `(N, ...)`."""
+
+    W1: Tensor
+    W2: Tensor
+    D1: Tensor
+    D2: Tensor
+    V: Tensor
+    Y: Tensor
+    a: Tensor
+
+
 class _Chunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W1, W2, D1, D2, k, target, eta, log_alpha, q, chunk_size):
@@ -57,8 +108,7 @@ class _Chunk(torch.autograd.Function):
         N, M, d, C = target.shape
         w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
         g, gp, G, Gp = _decays(log_alpha)
-        eta = eta.contiguous()
-        step = _mean_step(eta, k, chunk_size)
+        step = eta / (1 + eta * k.square().sum(1)) / chunk_size
         # Features and error at the boundary.
         z = torch.bmm(W2.flatten(1, 2), k).view(N * M, -1, C)
         a, slope = F.gelu(z), gelu_grad(z.new_ones(()).expand_as(z), z)
@@ -79,88 +129,95 @@ class _Chunk(torch.autograd.Function):
         last, gC = G[:, :, -1].contiguous(), g[:, -1].view(N, 1, 1, 1)
         wa = (a.view(N, M, -1, C) * (last * eta)[:, None, None]).view_as(a)
         wk = k * (last * step).unsqueeze(1)
-        D1_end = (D1 * gC).flatten(0, 1).baddbmm_(V, wa.mT).view_as(D1)
-        D2_end = (D2 * gC).flatten(1, 2).baddbmm_(Y.view(N, -1, C), wk.mT).view_as(D2)
+        D1_end = (D1 * gC).flatten(0, 1).baddbmm_(V, wa.mT).view_as(D1).transpose(0, 1)
+        D2_end = (D2 * gC).flatten(1, 2).baddbmm_(Y.view(N, -1, C), wk.mT).view_as(D2).transpose(0, 1)
+        kept = _Kept(W1, W2, D1, D2, k, eta, step, g, gp, last, Ge, z, a, slope, error, fade, system, inverses, V, back,
+                     bound, wk, D1_end, D2_end)  # fmt: skip
         y, read = None, ()
         if q is not None:
-            own = (w[:, -1] for w in (W1, W2, D1, D2, *(x.view(N, M, -1, C) for x in (V, Y, a))))
-            strengths = G * eta.unsqueeze(2), G * step.unsqueeze(2)
-            y, *read = _causal_read(q, k, *own, g, *strengths)
-            y, read = y.mT, (*strengths, *read)
-        outputs = D1_end.transpose(0, 1), D2_end.transpose(0, 1)
-        inputs = W1, W2, D1, D2, k, q, eta, step, g, gp, last, Ge
-        ctx.save_for_backward(*inputs, z, a, slope, error, fade, system, inverses, V, back, bound, wk, *outputs, *read)
+            y, *read = _causal_read(kept.content(Y), q, k, g, G * eta.unsqueeze(2), G * step.unsqueeze(2))
+            y = y.mT
+        ctx.save_for_backward(*kept, q, *read)
         ctx.chunk_size = chunk_size
-        return y, *outputs
+        return y, D1_end, D2_end
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dD1_end, dD2_end):
-        W1, W2, D1, D2, k, q, eta, step, g, gp, last, Ge, *rest = ctx.saved_tensors
-        z, a, slope, error, fade, system, inverses, V, back, bound, wk, D1_end, D2_end, *read = rest
-        (N, M, d, h), C = W1.shape, k.shape[-1]
-        rows = lambda x: x.view(N, M, -1, C)  # noqa: E731
-        w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
-        gC, tiny = g[:, -1].view(N, 1, 1, 1), torch.finfo(eta.dtype).tiny
-        # States at the chunk's end.
-        flow = torch.zeros_like(g)
-        flow[:, -1] = ((dD1_end * D1_end).sum((0, 2, 3))).add_((dD2_end * D2_end).sum((0, 2, 3)))
-        dD1_end, dD2_end = inner(dD1_end), inner(dD2_end)
-        e1, e2 = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2)
-        dD1, dD2 = dD1_end * gC, dD2_end * gC
-        written = (last * eta)[:, None, None]
-        dV, da = torch.bmm(e1, (rows(a) * written).view_as(a)), torch.bmm(e1.mT, V)
-        rows(da).mul_(written)
-        Y = (back * slope).mul_(bound)
-        dY = torch.bmm(e2, wk).view_as(Y)
-        dwk = torch.bmm(e2.mT, Y.view(N, -1, C))
-        dk = dwk * (last * step).unsqueeze(1)
-        own_step = (dwk * wk).sum(1)
-        dq = None
+        s, (q, *read) = _Kept(*ctx.saved_tensors[: len(_Kept._fields)]), ctx.saved_tensors[len(_Kept._fields) :]
+        Y = (s.back * s.slope).mul_(s.bound)
+        parts, dk, flow, own = _end_backward(s, Y, dD1_end, dD2_end)
+        dq, read_W = None, ()
         if q is not None:
-            own = [w[:, -1] for w in (W1, W2, D1, D2, rows(V), rows(Y), rows(a))]
-            dq, dk_read, read_W, parts, read_flow, read_step = _causal_read_backward(
-                dy.mT.contiguous(), q, k, *own, g, *read
+            dq, dk_read, read_W, read_parts, read_flow, read_own = _causal_read_backward(
+                dy.mT.contiguous(), s.content(Y), q, s.k, s.g, *read
             )
-            for total, part in zip((dD1, dD2, rows(da), rows(dV), rows(dY)), parts, strict=True):
+            for total, part in zip(parts, read_parts, strict=True):
                 total[:, -1] += part
-            dk, flow, own_step, dq = dk.add_(dk_read), flow.add_(read_flow), own_step.add_(read_step), dq.mT
-        # The averaged step on W2; `curved` lacks the second derivative of GELU.
-        dY = scale_backward(dY, Y, bound)
-        curved = dY * back
-        dback = dY.mul_(slope)
-        dW1 = torch.bmm(error, dback.mT)
-        # The proximal step on W1: V @ system = rhs.
-        dR = _solve_transposed(system, inverses, dV)
-        overlap = torch.bmm(V.mT, dR)
-        same = overlap.diagonal(0, 1, 2)
-        own_flow = (same * system.diagonal(0, 1, 2)).view(N, M, C).sum(1)
-        deta = same.view(N, M, C).sum(1).div_(eta.clamp_min(tiny))
-        moved = rows((error + fade).mul_(dR)).sum((1, 2))
-        overlap.view(N, M, C, C).mul_(Ge.neg().unsqueeze(1))
-        dfade = (rows(dR) * (1 - gp)[:, None, None]).view_as(dR)
-        # Back to the features, the weights and the key.
-        derror = dR.baddbmm_(w1, dback)
-        da.baddbmm_(a, overlap).baddbmm_(a, overlap.mT)
-        da.baddbmm_(d1.mT, dfade).baddbmm_(w1.mT, derror, alpha=-1)
-        dW1 = dW1.baddbmm_(derror, a.mT, alpha=-1).view_as(W1)
-        dD1.flatten(0, 1).baddbmm_(dfade, a.mT)
-        dz = torch.addcmul(da.mul_(slope), curved, _gelu_curvature(z), value=math.sqrt(2 / math.pi)).view(N, M * h, C)
-        dW2 = torch.bmm(dz, k.mT).view_as(W2)
-        dk.baddbmm_(W2.flatten(1, 2).mT, dz).sub_(rows(derror).sum(1))
-        if q is not None:
-            dW1[:, -1] += read_W[0]
-            dW2[:, -1] += read_W[1]
+            dk, flow, own, dq = dk.add_(dk_read), flow.add_(read_flow), own.add_(read_own), dq.mT
+        dD1, dD2, da, dV, dY = parts
+        dV, dY = dV.flatten(0, 1), dY.flatten(0, 1)
+        *weights, dtarget, dk_rules, deta, solved, entered = _rules_backward(s, dY, dV, da.flatten(0, 1), Y, dD1)
+        for total, part in zip(weights, read_W, strict=False):
+            total[:, -1] += part
         # The step of W2, eta / (1 + eta |k|^2) / C.
-        relative = own_step * step
-        deta.addcdiv_(relative, eta.square().clamp_min(tiny), value=ctx.chunk_size)
-        dk.addcmul_(relative.unsqueeze(1), k, value=-2 * ctx.chunk_size)
+        relative = own * s.step
+        deta.addcdiv_(relative, s.eta.square().clamp_min(torch.finfo(s.eta.dtype).tiny), value=ctx.chunk_size)
+        dk = dk.add_(dk_rules).addcmul_(relative.unsqueeze(1), s.k, value=-2 * ctx.chunk_size)
         # What is written at s decays from s on; what has decayed up to t-1 enters the step at t.
-        flow.sub_(own_step).sub_(own_flow)
-        flow[:, :-1] += (own_flow - moved)[:, 1:]
+        flow.sub_(own).sub_(solved)
+        flow[:, :-1] += entered[:, 1:]
         dlog = flow.flip(-1).cumsum(-1).flip(-1)
-        weights = (dw.transpose(0, 1) for dw in (dW1, dW2, dD1, dD2))
-        return *weights, dk.mT, rows(derror).permute(1, 0, 3, 2), deta, dlog, dq, None
+        return *(dw.transpose(0, 1) for dw in (*weights, dD1, dD2)), dk.mT, dtarget, deta, dlog, dq, None
+
+
+def _end_backward(s: _Kept, Y: Tensor, dD1_end: Tensor, dD2_end: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """From the states at the chunk's end: gradients of `D1, D2, a, V, Y` and `k`, what decays, what Y's rows write."""
+    flow = torch.zeros_like(s.g)
+    flow[:, -1] = (dD1_end * s.D1_end).sum((0, 2, 3)).add_((dD2_end * s.D2_end).sum((0, 2, 3)))
+    dD1_end, dD2_end = inner(dD1_end), inner(dD2_end)
+    e1, e2, gC = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2), s.g[:, -1].view(-1, 1, 1, 1)
+    strength = (s.last * s.eta)[:, None, None]
+    da = s.rows(torch.bmm(e1.mT, s.V)).mul_(strength)
+    dV = s.rows(torch.bmm(e1, (s.rows(s.a) * strength).view_as(s.a)))
+    dY = s.rows(torch.bmm(e2, s.wk).view_as(Y))
+    dwk = torch.bmm(e2.mT, Y.view(len(e2), -1, Y.shape[-1]))
+    dk = dwk * (s.last * s.step).unsqueeze(1)
+    return [dD1_end * gC, dD2_end * gC, da, dV, dY], dk, flow, (dwk * s.wk).sum(1)
+
+
+def _rules_backward(s: _Kept, dY: Tensor, dV: Tensor, da: Tensor, Y: Tensor, dD1: Tensor) -> tuple[Tensor, ...]:
+    """From the rows that were written to `W1`, `W2`, target, `k` and `eta`; adds to `dD1`, uses up `da` and `dY`.
+
+    The last two results are products of gradients and states, summed to `(N, C)`: of the rows V with themselves, and
+    what of it entered the step with the states before it.
+    """
+    (N, M, _, h), C = s.W1.shape, s.k.shape[-1]
+    w1, d1 = s.W1.flatten(0, 1), s.D1.flatten(0, 1)
+    # The averaged step on W2; `curved` lacks the second derivative of GELU.
+    dY = scale_backward(dY, Y, s.bound)
+    curved = dY * s.back
+    dback = dY.mul_(s.slope)
+    # The proximal step on W1: V @ system = rhs.
+    dR = _solve_transposed(s.system, s.inverses, dV)
+    overlap = torch.bmm(s.V.mT, dR)
+    same = overlap.diagonal(0, 1, 2)
+    solved = (same * s.system.diagonal(0, 1, 2)).view(N, M, C).sum(1)
+    deta = same.view(N, M, C).sum(1).div_(s.eta.clamp_min(torch.finfo(s.eta.dtype).tiny))
+    entered = solved - s.rows((s.error + s.fade).mul_(dR)).sum((1, 2))
+    overlap.view(N, M, C, C).mul_(s.Ge.neg().unsqueeze(1))
+    dfade = (s.rows(dR) * (1 - s.gp)[:, None, None]).view_as(dR)
+    # Back to the features, the weights and the key.
+    dW1 = torch.bmm(s.error, dback.mT)
+    derror = dR.baddbmm_(w1, dback)
+    da.baddbmm_(s.a, overlap).baddbmm_(s.a, overlap.mT)
+    da.baddbmm_(d1.mT, dfade).baddbmm_(w1.mT, derror, alpha=-1)
+    dW1.baddbmm_(derror, s.a.mT, alpha=-1)
+    dD1.flatten(0, 1).baddbmm_(dfade, s.a.mT)
+    dz = torch.addcmul(da.mul_(s.slope), curved, _gelu_curvature(s.z), value=math.sqrt(2 / math.pi)).view(N, M * h, C)
+    dW2 = torch.bmm(dz, s.k.mT)
+    dk = torch.bmm(s.W2.flatten(1, 2).mT, dz).sub_(s.rows(derror).sum(1))
+    return dW1.view_as(s.W1), dW2.view_as(s.W2), s.rows(derror).permute(1, 0, 3, 2), dk, deta, solved, entered
 
 
 def _inverses(system: Tensor) -> Tensor:
@@ -201,11 +258,6 @@ def _gelu_curvature(z: Tensor) -> Tensor:
     return density.addcmul_(density, power, value=math.log(2))
 
 
-def _mean_step(eta: Tensor, k: Tensor, chunk_size: int) -> Tensor:
-    """The step of the averaged gradient rule, `eta / (1 + eta |k|^2) / C`."""
-    return eta / (1 + eta * k.square().sum(1)) / chunk_size
-
-
 def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Products of retentions: `g (N, C)` and the same one token earlier, `G[s,t] (N, C, C)` and `Gp`."""
     total = log_alpha.cumsum(-1).mul_(1 / math.log(2))  # exp2 is much quicker than exp
@@ -215,41 +267,41 @@ def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return g, F.pad(g[:, :-1], (1, 0), value=1.0), G, Gp
 
 
-def _causal_read(q, k, W1, W2, D1, D2, V, Y, a, g, Gv, Gy):
-    """`M_t(q_t) (N, d, C)` for every token of the chunk, for one memory `(N, ...)`, and what its derivative needs.
+def _causal_read(m: _One, q: Tensor, k: Tensor, g: Tensor, Gv: Tensor, Gy: Tensor) -> tuple[Tensor, ...]:
+    """`M_t(q_t) (N, d, C)` for every token of the chunk, and what its derivative needs.
 
     `Gv`, `Gy`: decays times the strengths of the rows `V` and `Y`.
     """
     fading = g.unsqueeze(1)
     mix2 = torch.bmm(k.mT, q).mul_(Gy)
-    decaying2 = torch.bmm(D2, q).mul_(fading).baddbmm_(Y, mix2)
-    z = torch.baddbmm(decaying2, W2 - D2, q)
-    a_q = F.gelu(z)
-    mix1 = torch.bmm(a.mT, a_q).mul_(Gv)
-    decaying1 = torch.bmm(D1, a_q).mul_(fading).baddbmm_(V, mix1)
-    y = torch.baddbmm(decaying1, W1 - D1, a_q).add_(q)
-    return y, z, a_q, mix2, mix1, decaying2, decaying1
+    decaying2 = torch.bmm(m.D2, q).mul_(fading).baddbmm_(m.Y, mix2)
+    z = torch.baddbmm(decaying2, m.W2 - m.D2, q)
+    a = F.gelu(z)
+    mix1 = torch.bmm(m.a.mT, a).mul_(Gv)
+    decaying1 = torch.bmm(m.D1, a).mul_(fading).baddbmm_(m.V, mix1)
+    y = torch.baddbmm(decaying1, m.W1 - m.D1, a).add_(q)
+    return y, Gv, Gy, z, a, mix2, mix1, decaying2, decaying1
 
 
-def _causal_read_backward(dy, q, k, W1, W2, D1, D2, V, Y, a, g, Gv, Gy, z, a_q, mix2, mix1, decaying2, decaying1):
+def _causal_read_backward(dy, m: _One, q, k, g, Gv, Gy, z, a, mix2, mix1, decaying2, decaying1):
     """Gradients of `_causal_read`: query, key, `(W1, W2)`, `(D1, D2, a, V, Y)`, what decays, and what Y's rows write.
 
     The last two are products of a gradient and a state, summed to `(N, C)`.
     """
     lost = (g - 1).unsqueeze(1)
-    lost1, mix = dy * lost, torch.bmm(V.mT, dy).mul_(Gv)
-    dV, da = torch.bmm(dy, mix1.mT), torch.bmm(a_q, mix.mT)
-    da_q = torch.bmm(W1.mT, dy).baddbmm_(D1.mT, lost1).baddbmm_(a, mix)
-    dW1, dD1 = torch.bmm(dy, a_q.mT), torch.bmm(lost1, a_q.mT)
-    dz = gelu_grad(da_q, z)
-    lost2, mix = dz * lost, torch.bmm(Y.mT, dz)
+    lost1, mix = dy * lost, torch.bmm(m.V.mT, dy).mul_(Gv)
+    dV, da_k = torch.bmm(dy, mix1.mT), torch.bmm(a, mix.mT)
+    da = torch.bmm(m.W1.mT, dy).baddbmm_(m.D1.mT, lost1).baddbmm_(m.a, mix)
+    dW1, dD1 = torch.bmm(dy, a.mT), torch.bmm(lost1, a.mT)
+    dz = gelu_grad(da, z)
+    lost2, mix = dz * lost, torch.bmm(m.Y.mT, dz)
     written = (mix * mix2).sum(2)
     mix.mul_(Gy)
     dY, dk = torch.bmm(dz, mix2.mT), torch.bmm(q, mix.mT)
-    dq = torch.baddbmm(dy, W2.mT, dz).baddbmm_(D2.mT, lost2).baddbmm_(k, mix)
+    dq = torch.baddbmm(dy, m.W2.mT, dz).baddbmm_(m.D2.mT, lost2).baddbmm_(k, mix)
     dW2, dD2 = torch.bmm(dz, q.mT), torch.bmm(lost2, q.mT)
     flow = decaying1.mul(dy).sum(1).add_((decaying2 * dz).sum(1))
-    return dq, dk, (dW1, dW2), (dD1, dD2, da, dV, dY), flow, written
+    return dq, dk, (dW1, dW2), (dD1, dD2, da_k, dV, dY), flow, written
 
 
 def fits(memory: Memory) -> bool:

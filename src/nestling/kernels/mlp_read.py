@@ -120,7 +120,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return scale_backward(dy, *ctx.saved_tensors, -1), None
+        y, length = ctx.saved_tensors
+        return scale_backward(dy, y, length, -1), None
 
 
 def mlp_unit(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -272,14 +272,14 @@ class _Run:
         weights = self._turn(self.stacks[0], span.start)
         rows = self._project(span, weights)
         if self.config.joint and self.adaptive:
-            return [self._step(content, weights, rows, closing)]
+            return self._step(content, weights, rows, closing)
         if self.adaptive and not closing:
             self._step(self.stacks[0], weights, rows._replace(q=None), False)
         points, outputs = cuts(self.count, span.start, span.stop, content.size), []
         sizes = [stop - start for start, stop in pairwise(points)]
         for start, part in zip(points, rows.split(sizes), strict=False):
             last = closing and start == points[-2]
-            outputs.append(self._step(content, self._turn(content, start), part, last))
+            outputs += self._step(content, self._turn(content, start), part, last)
         return outputs
 
     def _turn(self, stack: Stack, start: int) -> Layers:
@@ -305,7 +305,8 @@ class _Run:
         """Values, keys, raw gates `(N, 2, C)` and queries."""
         kernel, structure = self.kernel, self.memory.structure
         if self.adaptive == ["v", "k", "eta", "alpha"] and not span.fixed:
-            return *kernel.project(structure, weights, *span.rows, self.gates), span.q
+            value, key = span.rows
+            return *kernel.project(structure, weights, value, key, self.gates), span.q
         read = dict(span.fixed)
         if self.adaptive:
             readers = [(x, count) for x, (_, count) in zip(span.rows, self.readers, strict=True)]
@@ -318,8 +319,11 @@ class _Run:
         weights = [w[index : index + 1] for w in self.initial]
         return self.kernel.read(self.memory.structure, weights, [(x, 1)])[0]
 
-    def _step(self, stack: Stack, weights: Layers, rows: _Rows, closing: bool) -> Tensor:
-        """Advance a stack over rows of one of its chunks; `closing`: only the content memory, only to be read."""
+    def _step(self, stack: Stack, weights: Layers, rows: _Rows, closing: bool) -> list[Tensor]:
+        """Advance a stack over rows of one of its chunks; `y (N, C, d)` where there is a query.
+
+        `closing`: only the content memory, only to be read.
+        """
         anchors, current, momentum = stack.anchors, stack.current, stack.momentum
         if closing:
             anchors = [None if w is None else w[-1:] for w in anchors]
@@ -332,13 +336,14 @@ class _Run:
         y, deviations, momentum = self.kernel.advance(self.memory, piece)
         if not closing:
             stack.current, stack.momentum = deviations, momentum
-        return y
+        return [] if y is None else [y]
 
     def carried(self) -> Carried:
         """The state after the last live token."""
         folded = []
         for groups in zip(*((s.boundary, s.current, s.momentum) for s in self.stacks), strict=True):
-            layers = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*groups, strict=True))
+            pairs = (list(parts) for parts in zip(*groups, strict=True))
+            layers = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in pairs)
             folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1) for w in layers))
         boundary, current, momentum = folded
         return Carried(boundary, current, momentum, self.count + self.lengths)
