@@ -91,13 +91,14 @@ class Cell:
 
 
 def text_cells() -> Iterator[Cell]:
-    """The sweep of learning rates, then every variant with three seeds at its model's best rate."""
+    """The sweep of learning rates; the two models with three seeds; then every variant, seed by seed."""
     for name in ("transformer++", "hope"):
         for rate in RATES:
             yield Cell("text", name, name, SHAPE, rate, 0, {"steps": STEPS})
-    for seed in SEEDS:
-        for name, (model, fields) in VARIANTS.items():
-            yield Cell("text", name, model, SHAPE | fields, BEST[model], seed, {"steps": STEPS})
+    pairs = [(name, seed) for seed in SEEDS for name in ("transformer++", "hope")]
+    for name, seed in dict.fromkeys(pairs + [(name, seed) for seed in SEEDS for name in VARIANTS]):
+        model, fields = VARIANTS[name]
+        yield Cell("text", name, model, SHAPE | fields, BEST[model], seed, {"steps": STEPS})
 
 
 def moded_cells() -> Iterator[Cell]:
