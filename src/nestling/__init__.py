@@ -11,7 +11,19 @@ _MODULES = ("data", "evaluate", "layers", "levels", "memory", "models", "recipes
 _NAMES = {"load_state": "nestling.models.state", "save_state": "nestling.models.state"}
 
 __version__ = "0.1.0"
-__all__ = ["__version__", *_MODULES, *_NAMES]
+__all__ = [  # noqa: F822 - looked up by __getattr__
+    "__version__",
+    "data",
+    "evaluate",
+    "layers",
+    "levels",
+    "load_state",
+    "memory",
+    "models",
+    "recipes",
+    "save_state",
+    "train",
+]
 
 
 def __getattr__(name: str):
