@@ -11,19 +11,6 @@ _MODULES = ("data", "evaluate", "layers", "levels", "memory", "models", "recipes
 _NAMES = {"load_state": "nestling.models.state", "save_state": "nestling.models.state"}
 
 __version__ = "0.1.0"
-__all__ = [  # noqa: F822 - looked up by __getattr__
-    "__version__",
-    "data",
-    "evaluate",
-    "layers",
-    "levels",
-    "load_state",
-    "memory",
-    "models",
-    "recipes",
-    "save_state",
-    "train",
-]
 
 
 def __getattr__(name: str):
@@ -35,7 +22,7 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted(__all__)
+    return sorted(["__version__", *_MODULES, *_NAMES])
 
 
 if "transformers" in sys.modules:

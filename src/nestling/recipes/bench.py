@@ -23,6 +23,7 @@ from nestling.errors import InputError
 from nestling.files import replacing
 from nestling.recipes import timing
 from nestling.recipes.contestants import CONTESTANTS, REFERENCE, Shape, Step, Unavailable
+from nestling.train.heap import keep_freed_memory
 from nestling.train.machine import describe
 
 LIMIT = 40.0
@@ -76,6 +77,7 @@ def bench(
     Raises:
         InputError: an unknown contestant.
     """
+    keep_freed_memory()
     for name in contestants:
         if name not in CONTESTANTS:
             raise InputError(f"contestant '{name}' is unknown: choose among {', '.join(CONTESTANTS)}.")

@@ -25,6 +25,7 @@ from nestling.evaluate.runs import load
 from nestling.files import replacing
 from nestling.recipes import assess, processes, timing
 from nestling.train.config import TrainConfig, from_dict
+from nestling.train.heap import keep_freed_memory
 from nestling.train.loop import train
 from nestling.train.machine import pick_device
 from nestling.train.optimizer import build
@@ -71,6 +72,7 @@ def demo(
         InputError: bad arguments, too little text, or a folder that holds another demo.
     """
     begun, out = time.monotonic(), Path(out)
+    keep_freed_memory()
     workers = workers or min(2, _cores())
     wanted = {"data": data, "seed": seed, "size": size, "batch_size": batch_size, "sequence_length": sequence_length}
     wanted |= {"fields": fields or {}}

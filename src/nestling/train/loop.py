@@ -25,6 +25,7 @@ from nestling.levels.collect import collect
 from nestling.train import checkpoint
 from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate
 from nestling.train.evaluation import autocast, evaluate
+from nestling.train.heap import keep_freed_memory
 from nestling.train.machine import describe, pick_device
 from nestling.train.metrics import Metrics, read, rewind
 from nestling.train.optimizer import build
@@ -67,6 +68,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, progress: 
     gradient that is not finite.
     """
     check(config)
+    keep_freed_memory()
     out = Path(out)
     start = _starting_point(config, out, resume)
     run = _prepare(config, out)
