@@ -162,9 +162,9 @@ def test_what_else_is_returned(model):
     ids = tokens(2, 12)
     out = model(ids, output_hidden_states=True)
     assert len(out.hidden_states) == TINY["num_hidden_layers"] + 1
-    assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
-    assert torch.equal(model(ids, logits_to_keep=3).logits, out.logits[:, -3:])
-    assert torch.equal(model(inputs_embeds=model.model.embed_tokens(ids)).logits, out.logits)
+    torch.testing.assert_close(model.lm_head(out.hidden_states[-1]), out.logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(ids, logits_to_keep=3).logits, out.logits[:, -3:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(inputs_embeds=model.model.embed_tokens(ids)).logits, out.logits, rtol=0, atol=1e-6)
     assert isinstance(model(ids, return_dict=False), tuple)
 
 

@@ -144,7 +144,8 @@ class _Chunk(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dD1_end, dD2_end):
-        s, (q, *read) = _Kept(*ctx.saved_tensors[: len(_Kept._fields)]), ctx.saved_tensors[len(_Kept._fields) :]
+        saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+        s, (q, *read) = _Kept(*saved[: len(_Kept._fields)]), saved[len(_Kept._fields) :]
         Y = (s.back * s.slope).mul_(s.bound)
         parts, dk, flow, own = _end_backward(s, Y, dD1_end, dD2_end)
         dq, read_W = None, ()

@@ -344,7 +344,7 @@ class _Run:
         for groups in zip(*((s.boundary, s.current, s.momentum) for s in self.stacks), strict=True):
             pairs = (list(parts) for parts in zip(*groups, strict=True))
             layers = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in pairs)
-            folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1) for w in layers))
+            folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1).contiguous() for w in layers))
         boundary, current, momentum = folded
         return Carried(boundary, current, momentum, self.count + self.lengths)
 
