@@ -36,7 +36,9 @@ def test_a_memory_comes_back_exactly(model, tmp_path):
     more = tokens(2, 5, seed=2)
     ahead = [model(more, past_key_values=kept, use_cache=True) for kept in (cache, again)]
     nestling.save_state(again, tmp_path / "once more")
-    assert (tmp_path / "once more").read_bytes() == (tmp_path / "state").read_bytes()
+    first, second = (load_file(tmp_path / name) for name in ("state", "once more"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     # Products may round differently where memory lies otherwise: what follows from equal states is equal to rounding.
     torch.testing.assert_close(ahead[0].logits, ahead[1].logits, rtol=0, atol=1e-6)
     assert again.get_seq_length() == 21
