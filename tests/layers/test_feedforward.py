@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nestling.layers.feedforward import MLP, SwiGLU
-from nestling.layers.norm import RMSNorm, l2norm
+from nestling.layers.norm import RMSNorm
+from nestling.memory.stack import unit
 
 
 @pytest.mark.parametrize("kind", [SwiGLU, MLP])
@@ -30,10 +31,10 @@ def test_rms_norm():
     torch.testing.assert_close(RMSNorm(8)(x), x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt())
 
 
-def test_l2norm_at_zero():
+def test_unit_at_zero():
     x = torch.zeros(2, 3, requires_grad=True)
-    y = l2norm(x)
+    y = unit(x)
     y.sum().backward()
     assert (y == 0).all()
     assert torch.isfinite(x.grad).all()
-    torch.testing.assert_close(l2norm(torch.randn(5, 8)).norm(dim=-1), torch.ones(5))
+    torch.testing.assert_close(unit(torch.randn(5, 8)).norm(dim=-1), torch.ones(5))

@@ -1,7 +1,6 @@
-"""Normalisation: by root mean square with a learned gain, and to unit length without one."""
+"""Normalisation by root mean square with a learned gain."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class RMSNorm(nn.RMSNorm):
@@ -12,11 +11,3 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, width: int, eps: float = 1e-5):
         super().__init__(width, eps=eps)
-
-
-def l2norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """Scale the last axis of `x` to unit length: x / sqrt(sum x^2 + eps).
-
-    With `eps` under the root, value and gradient are finite at zero, where the result is zero.
-    """
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)

@@ -354,7 +354,7 @@ def _folded(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).flatten(0, 1).transpose(0, 1)
 
 
-def scan(config: SelfModifying, slow: Slow, inputs: Inputs, carried: None = None) -> tuple[Tensor, dict[str, State]]:
+def scan(config: SelfModifying, slow: Slow, inputs: Inputs) -> tuple[Tensor, dict[str, State]]:
     """THE DEFINITION, token by token and memory by memory, one `memory.scan` step each.
 
     Outputs `(B, H, T, d)` and the state of every memory after the last token.
