@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -221,7 +222,7 @@ def test_schedulers_and_added_groups_reach_the_wrapped_optimizer():
     schedule.step()
     assert optimizer.optimizer.param_groups[0]["lr"] == 0.05
     optimizer.add_param_group({"params": list(model[2].parameters()), "period": 2, "lr": 0.3})
-    assert [group["clock"] for group in optimizer.optimizer.param_groups] == [1, 1]
+    assert [group["clock"] for group in optimizer.state_dict()["param_groups"]] == [1, 1]
     before = weights(model)
     train(model, optimizer, 1, 2)
     assert [torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)] == [False, True, False]
@@ -290,6 +291,19 @@ def test_a_step_that_the_gradient_scaler_skips_does_not_move_the_clock():
     assert scales == [8, 4, 4, 4, 4]
     assert optimizer.clock == 4
     assert all(tensor.isfinite().all() for tensor in [*model.parameters(), *optimizer.accumulated.values()])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_compiled_step_equals_the_plain_one():
+    torch.compiler.reset()
+    ours, theirs, counter = network(), network(), CompileCounter()
+    compiled, plain = (MultiFrequency(AdamW(groups(model), lr=0.02)) for model in (ours, theirs))
+    compiled.step = torch.compile(compiled.step, backend=counter)
+    train(ours, compiled, 0, STEPS)
+    train(theirs, plain, 0, STEPS)
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=1e-5)
+    assert counter.frame_count >= 4  # one graph for each choice of groups, and one for the first step of each
+    torch.compiler.reset()
 
 
 def test_state_dict_hooks_see_the_whole():

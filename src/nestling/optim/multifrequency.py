@@ -39,8 +39,9 @@ class MultiFrequency(Optimizer):
             own. Optimizers that normalize (Adam, Muon, M3) hardly tell them apart; plain gradient descent does.
 
     Groups of period 1 cost nothing. The others hold one more tensor for each parameter, in float32 at least, which is
-    freed by the update; it is part of the state dict ("accumulated"), and the clock is the groups' setting "clock": a
-    run resumes at any step. A step that a gradient scaler skips does not move the clock.
+    freed by the update; it is part of the state dict ("accumulated", as is the "clock" of each group): a run resumes
+    at any step. A step that a gradient scaler skips does not move the clock. Under torch.compile the clock stays in
+    Python and the wrapped optimizer's step is what gets compiled.
 
     Raises InputError for a period or reduction that is not allowed; what the wrapped optimizer raises passes through,
     with nothing changed.
@@ -49,32 +50,30 @@ class MultiFrequency(Optimizer):
     def __init__(self, optimizer: Optimizer, period: int = 1, reduction: str = "sum"):
         self.optimizer = optimizer
         self.accumulated: dict[Tensor, Tensor] = {}
-        optimizer.defaults |= {"period": period, "reduction": reduction, "clock": 0}
+        self.clock = 0
+        optimizer.defaults |= {"period": period, "reduction": reduction}
         self._share()
 
     def _share(self) -> None:
-        """Have the wrapped optimizer's groups, every one with period, reduction and clock."""
+        """Have the wrapped optimizer's groups, every one with period and reduction."""
         inner = self.optimizer
         for group in inner.param_groups:
-            for name in ("period", "reduction", "clock"):
+            for name in ("period", "reduction"):
                 group.setdefault(name, inner.defaults[name])
             _check(group)
         self.__setstate__({"defaults": inner.defaults, "state": inner.state, "param_groups": inner.param_groups})
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"optimizer": self.optimizer, "accumulated": self.accumulated}
-
-    @property
-    def clock(self) -> int:
-        """Steps taken."""
-        return self.param_groups[0]["clock"]
+        own = {"optimizer": self.optimizer, "accumulated": self.accumulated, "clock": self.clock}
+        return super().__getstate__() | own
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it joins the clock where it is."""
         _check(self.defaults | param_group)
-        self.optimizer.add_param_group(param_group | {"clock": self.clock})
+        self.optimizer.add_param_group(param_group)
         self._share()
 
+    @torch.compiler.disable(recursive=False)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move the clock by one: update the groups that are due, take in the gradients of the others.
@@ -91,9 +90,10 @@ class MultiFrequency(Optimizer):
         for group in self.param_groups:
             if not due(now, group["period"]):
                 self._take_in(group)
-            group["clock"] = now
+        self.clock = now
         return loss
 
+    @torch.compiler.disable(recursive=False)
     def _update(self, groups: list[dict[str, Any]]) -> None:
         """Step these groups with what their gradients add up to; their `.grad` is afterwards what it was."""
         if not groups:
@@ -112,6 +112,7 @@ class MultiFrequency(Optimizer):
         for parameter, _ in before:
             self.accumulated.pop(parameter, None)
 
+    @torch.compiler.disable
     def _give_out(self, group: dict[str, Any]) -> None:
         """Set `.grad` to the sum, or the mean, of the gradients since the last update."""
         if group["period"] == 1:
@@ -124,6 +125,7 @@ class MultiFrequency(Optimizer):
             scale = 1 / group["period"] if group["reduction"] == "mean" else 1
             parameter.grad = (total * scale if scale != 1 else total).to(parameter.dtype)
 
+    @torch.compiler.disable
     def _take_in(self, group: dict[str, Any]) -> None:
         """Add the gradients to what waits for the next update."""
         pairs = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
@@ -145,7 +147,8 @@ class MultiFrequency(Optimizer):
         for index, parameter in enumerate(self._parameters()):
             if parameter in self.accumulated:
                 state[index] = state.get(index, {}) | {_KEY: self.accumulated[parameter]}
-        packed = packed | {"state": state}
+        groups = [group | {"clock": self.clock} for group in packed["param_groups"]]
+        packed = packed | {"state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             packed = hook(self, packed) or packed
         return packed
@@ -156,7 +159,10 @@ class MultiFrequency(Optimizer):
             state_dict = hook(self, state_dict) or state_dict
         waiting = {i: s[_KEY] for i, s in state_dict["state"].items() if _KEY in s}
         rest = {i: {k: v for k, v in s.items() if k != _KEY} for i, s in state_dict["state"].items()}
-        self.optimizer.load_state_dict(state_dict | {"state": {i: s for i, s in rest.items() if s}})
+        groups = [{k: v for k, v in group.items() if k != "clock"} for group in state_dict["param_groups"]]
+        rest = {"state": {i: s for i, s in rest.items() if s}, "param_groups": groups}
+        self.optimizer.load_state_dict(state_dict | rest)
+        self.clock = state_dict["param_groups"][0].get("clock", 0)
         parameters = self._parameters()
         self.accumulated = {parameters[i]: a.to(parameters[i].device, copy=True) for i, a in waiting.items()}
         self._share()
