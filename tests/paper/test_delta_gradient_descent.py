@@ -1,0 +1,58 @@
+"""Delta Gradient Descent: Sec. 4.5 and App. C, with the derivation put right."""
+
+import pytest
+import torch
+
+from nestling.memory.dgd import DGD
+from nestling.memory.memory import Memory
+from nestling.memory.objective import L2
+from nestling.memory.parallel import chunked
+from nestling.memory.structure import Matrix
+from paper.solve import argmin, close, differ, distance
+
+ETAS = [0.1, 1.0, 30.0]
+
+
+@pytest.mark.paper("Eq. 56-57, 113-121")
+@pytest.mark.parametrize("eta", ETAS)
+def test_the_derivation(eta: float) -> None:
+    """Every line of App. C, with `u = -grad` and `1 / eta` in front of the distance, for an input of any length.
+
+    As printed, with the gradient itself and eta, it ends elsewhere: for eta = 1, where the factors agree, the step
+    climbs along the gradient (Eq. 121).
+    """
+    w, x, u = torch.randn(3, 4), 2 * torch.randn(4), torch.randn(3)
+    new = argmin(lambda m: distance(m @ x, u) + distance(m, w) / eta, w)
+    outer, written, one = torch.outer(x, x), torch.outer(u, x), torch.eye(4)
+    step = eta / (1 + eta * x @ x)
+    close(torch.outer(new @ x - u, x) + (new - w) / eta, torch.zeros(3, 4))  # 114
+    close(new @ (outer + one / eta), written + w / eta)  # 115
+    inverse = torch.linalg.inv(outer + one / eta)
+    close(new, (written + w / eta) @ inverse)  # 116
+    close(inverse, eta * (one - step * outer))  # 117
+    close(new, (written + w / eta) @ (eta * (one - step * outer)))  # 118
+    close(new, w @ (one - step * outer) + eta * written - eta * step * (x @ x) * written)  # 119
+    close(new, w @ (one - step * outer) + (eta - eta * step * (x @ x)) * written)  # 120
+    close(new, w @ (one - step * outer) + step * written)  # 121, 57
+    printed = (-written + eta * w) @ torch.linalg.inv(outer + eta * one)
+    differ(printed, new)
+    if eta == 1.0:
+        close(printed, w @ (one - step * outer) - step * written)
+
+
+@pytest.mark.paper("Eq. 56-57")
+@pytest.mark.parametrize("eta", ETAS)
+def test_the_memory_takes_that_step(eta: float) -> None:
+    """u is minus the gradient at the output (Eq. 57's rule), or the value itself: both are their own minimum.
+
+    The step size printed beside Eq. 57 is right for unit inputs only.
+    """
+    w, x, v = torch.randn(3, 4), 2 * torch.randn(4), torch.randn(3)
+    for target, u in {"surprise": v - w @ x, "direct": v}.items():
+        memory = Memory(Matrix(), L2(), (DGD(target),), chunk_size=1)  # pyright: ignore[reportArgumentType]
+        state = memory.init_state((w,))
+        state = chunked(memory, state, x[None], x[None], v[None], torch.tensor([eta]), torch.ones(1))[1]
+        new = memory.weights(state, state.current)[0]
+        close(new, argmin(lambda m, u=u: distance(m @ x, u) + distance(m, w) / eta, w))
+        printed = eta / (1 + eta)
+        differ(new, w @ (torch.eye(4) - printed * torch.outer(x, x)) + printed * torch.outer(u, x))
