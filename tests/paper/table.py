@@ -174,6 +174,9 @@ def problems() -> list[str]:
     for name, places in [*code.items(), *tested.items()]:
         if name not in all_lines:
             found.append(f"{places[0].link} cites {name}, which the paper does not have")
+    for path, tree in _python("tests"):
+        unknown = [name for _, text in _docstrings(tree) for name in cited(text) if name not in all_lines]
+        found += [f"{path.name} speaks of {name}, which the paper does not have" for name in unknown]
     for name, line in all_lines.items():
         if line.kind not in KINDS:
             found.append(f"{name} has kind={line.kind!r}: choose one of {', '.join(KINDS)}")

@@ -1,4 +1,4 @@
-"""Delta Gradient Descent (Nested Learning, Sec. 4.5 and App. C): a proximal step of `1/2 |W x - u|^2`.
+"""Delta Gradient Descent (Nested Learning, Sec. 4.5 and App. C): a proximal step of `1/2 |W x - u|^2` (Eq. 56).
 
     W+ = argmin_W 1/2 |W x - u|^2 + 1/(2 eta) |W - W_t|^2
        = W_t (I - eta' x x^T) + eta' u x^T,        eta' = eta / (1 + eta |x|^2)        (Sherman-Morrison, any |x|)

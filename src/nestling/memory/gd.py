@@ -1,4 +1,4 @@
-"""Gradient descent on one linear layer; the Hebbian rule with the dot product (Nested Learning, Eq. 54, 64).
+"""Gradient descent on one linear layer; the Hebbian rule with the dot product (Nested Learning, Eq. 18, 54, 64).
 
 W_t = alpha_t W_{t-1} - eta_t delta_t x_t^T
 """
