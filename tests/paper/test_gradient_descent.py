@@ -59,7 +59,7 @@ def test_the_regularized_leader_is_gradient_descent_with_a_constant_step(steps: 
         differ(w, leader)
 
 
-@pytest.mark.paper("Eq. 8-9, 29-31, 54-55, 58, 112")
+@pytest.mark.paper("Eq. 8-9, 29-31, 54-55, 58, 112", "Sec. 3.3, backpropagation")
 @pytest.mark.parametrize("batch", [1, 7])
 def test_every_layer_solves_its_own_proximal_problem(batch: int) -> None:
     """Backpropagation gives every linear layer `delta x^T`; its step minimizes `<W x, delta> + |W - W_t|^2 / (2 eta)`.

@@ -84,7 +84,7 @@ def gelu_slope(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`M(x) = W x`."""
+    """`M(x) = W x` (Eq. 16, 78)."""
 
     direct = (True,)
 
