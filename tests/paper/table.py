@@ -30,7 +30,8 @@ code's docstrings and from the marks of the tests; a test fails when it is out o
 |---|---|---|
 """
 STATUSES = {
-    "tested": "the code that computes it, ours or torch's, is tested against the statement",
+    "implemented and tested": "the code that computes it, ours or torch's, is tested against the statement",
+    "tested as an identity": "nothing needs it as code; a test holds its two sides against each other",
     "tested in a corrected form": "as printed it does not hold; the slip is named, and the right form is tested",
     "tested in part": "what is missing is named",
     "not built yet": "nothing computes it; the reason is named",
@@ -51,13 +52,15 @@ class Line:
     missing: str = ""
     torch: str = ""
 
-    def status(self, tested: bool) -> str:
+    def status(self, implemented: bool, tested: bool) -> str:
         """A key of STATUSES."""
         if self.kind != "computed":
             return self.kind
         if self.missing:
             return "tested in part" if tested else "not built yet"
-        return "tested in a corrected form" if self.slip else "tested"
+        if self.slip:
+            return "tested in a corrected form"
+        return "implemented and tested" if implemented or self.torch else "tested as an identity"
 
     @property
     def remark(self) -> str:
@@ -191,7 +194,7 @@ def render() -> str:
     """The table as Markdown."""
     all_lines = lines()
     tested, code = _by_statement(tests(), all_lines), _by_statement(functions(), ())
-    statuses = {name: line.status(name in tested) for name, line in all_lines.items()}
+    statuses = {name: line.status(name in code, name in tested) for name, line in all_lines.items()}
     counts = Counter(statuses.values())
     text = INTRODUCTION + "".join(f"| {name} | {means} | {counts[name]} |\n" for name, means in STATUSES.items())
     section = ""
