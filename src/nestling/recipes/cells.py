@@ -133,9 +133,9 @@ def sweep(
         if not best or any(key(one) not in found for one in wanted):
             return
         rate = best[0]["lr"]
-        if rate == rates[0]:
+        if rate <= rates[0]:
             rates.insert(0, float(f"{rates[0] ** 2 / rates[1]:.3g}"))
-        elif rate == rates[-1]:
+        elif rate >= rates[-1]:
             rates.append(float(f"{rates[-1] ** 2 / rates[-2]:.3g}"))
         else:
             break

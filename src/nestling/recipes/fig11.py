@@ -17,13 +17,13 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
-from nestling.recipes.optimizers import OPTIMIZERS
 from nestling.train.config import TrainConfig, learning_rate
+from nestling.train.optimizer import build
 
 NAMES = ("adamw", "muon", "m3", "delta-momentum", "dmgd")
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 TUNING, SEEDS = (0, 1), (0, 1, 2, 3, 4)
-STEPS, BATCH, WARMUP, EVERY, DECAY = 200, 64, 20, 10, 0.01
+STEPS, BATCH, WARMUP, EVERY, DECAY = 200, 64, 20, 20, 0.01
 PATCH, WIDTH, LAYERS, HEADS, INNER = 2, 64, 2, 4, 128
 
 
@@ -89,8 +89,7 @@ def run(cell: Cell) -> Row:
     train, valid, test = ((images[part], labels[part]) for part in (slice(1197), slice(1197, 1497), slice(1497, None)))
     torch.manual_seed(cell["seed"])
     model = ViT()
-    config = TrainConfig(steps=cell["steps"], learning_rate=cell["lr"], warmup_steps=WARMUP)
-    optimizer = OPTIMIZERS[cell["optimizer"]](model, cell["lr"], DECAY, **_roles)
+    optimizer = build(model, config := _config(cell))
     draw = torch.Generator().manual_seed(cell["seed"])
     losses, train_curve, test_curve = [], [], []
     for step in range(cell["steps"]):
@@ -112,7 +111,10 @@ def run(cell: Cell) -> Row:
     return {k: round(v, 5) for k, v in found.items()} | {"train_curve": train_curve, "test_curve": test_curve}
 
 
-_roles: dict[str, Any] = {}
+def _config(cell: Cell) -> TrainConfig:
+    """Optimizer and schedule, as the training loop has them."""
+    rate = {"learning_rate": cell["lr"], "warmup_steps": WARMUP, "weight_decay": DECAY}
+    return TrainConfig(optimizer=cell["optimizer"], steps=cell["steps"], **rate)
 
 
 @torch.no_grad()

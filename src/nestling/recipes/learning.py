@@ -25,7 +25,8 @@ from nestling.train.optimizer import build
 
 SEEDS = (0, 1, 2)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-LENGTH, STEPS, BATCH = 256, 120, 8
+CORPUS, LENGTH, STEPS, BATCH = "python", 256, 120, 8
+MODED_STEPS = 900
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 2e-3}
@@ -96,7 +97,7 @@ def moded_cells() -> Iterator[Cell]:
         for seed in SEEDS:
             for name, updated in UPDATED.items():
                 fields = shape | {"memory_updated": updated}
-                task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": 900}
+                task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": MODED_STEPS}
                 yield Cell("moded", f"{mode}: {name}", "hope", fields, 4e-3, seed, task)
 
 
@@ -109,6 +110,7 @@ def run_text(cell: Cell) -> Row:
 def train_on_text(steps: int, **fields: Any) -> tuple[Row, list[float]]:
     """Train on Python source with these fields of TrainConfig; what `run_text` says, and the loss of every step."""
     config = TrainConfig(
+        data=CORPUS,
         steps=steps,
         batch_size=BATCH,
         sequence_length=LENGTH,
@@ -123,7 +125,7 @@ def train_on_text(steps: int, **fields: Any) -> tuple[Row, list[float]]:
         out = Path(folder) / "run"
         result = train(config, out, progress=False)
         losses = [line["loss"] for line in read(out / "metrics.jsonl") if "loss" in line]
-        model, tokens = models.load(out / "model"), open_store(config.data).valid
+        model, tokens = models.load(out / "model"), open_store(CORPUS).valid
     short = evaluate(model, tokens, LENGTH, 128, 16).loss
     long = evaluate(model, tokens, 8 * LENGTH, 32, 4).by_position
     quarters = [round(part.mean().item(), 4) for part in long.tensor_split(4)]
