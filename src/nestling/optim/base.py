@@ -77,6 +77,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for name in shared:
             require(name in standard, "argument", name, f"one of {', '.join((*own, *standard))}")
         self._batches = Batches(self.state_of)
+        if not isinstance(params, Tensor):  # which torch refuses; groups are copied, for torch would fill them in
+            params = [dict(group) if isinstance(group, dict) else group for group in params]
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **own, **standard, **shared})
 
     # What a subclass defines.
