@@ -6,8 +6,12 @@ share a level (Nested Learning, Definitions 2-3).
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 from nestling.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +20,12 @@ class Level:
 
     name: what it is called, unique together with its period.
     period: tokens between two updates; 0: no update of its own, it is recomputed from its context at every token
-        (frequency infinity, non-parametric); None: the outer optimizer moves it, once a step.
+        (frequency infinity, non-parametric); None: the outer optimizer moves it.
     kind: "attention", "memory", "weights" or "frozen" (never updated, frequency 0).
     context: what it compresses, in a few words.
     parameters: numbers it updates: per sequence where it learns in context, of the model where the optimizer moves it.
+    steps: optimizer steps between two updates where the outer optimizer moves it; the model does not know how many
+        tokens a step reads, so `tokens` places it on the axis.
     """
 
     name: str
@@ -27,6 +33,7 @@ class Level:
     kind: str
     context: str
     parameters: int
+    steps: int = 1
 
     def __post_init__(self):
         if self.period is not None and self.period < 0:
@@ -36,7 +43,7 @@ class Level:
         """Tokens between two updates where one optimizer step reads `step_tokens`; infinity for a frozen level."""
         if self.kind == "frozen":
             return math.inf
-        return step_tokens if self.period is None else self.period
+        return self.steps * step_tokens if self.period is None else self.period
 
     @property
     def every(self) -> str:
@@ -44,8 +51,21 @@ class Level:
         if self.kind == "frozen":
             return "never"
         if self.period is None:
-            return "every optimizer step"
+            return "every optimizer step" if self.steps == 1 else f"every {self.steps:,} optimizer steps"
         return "every token" if self.period <= 1 else f"every {self.period:,} tokens"
+
+
+def step_periods(model: "nn.Module") -> "dict[nn.Parameter, int]":
+    """Optimizer steps between two updates of each parameter of `model`.
+
+    It is the integer `step_period` of the innermost module around the parameter that has one, and 1 elsewhere.
+    """
+    found = {}
+    for module in model.modules():  # outer modules before those inside them
+        period = getattr(module, "step_period", None)
+        for parameter in module.parameters(recurse=period is not None):
+            found[parameter] = period or found.get(parameter, 1)
+    return found
 
 
 def due(position: int, period: int) -> bool:

@@ -9,11 +9,10 @@ It speaks for its submodules too. What no module mentions is moved by the outer 
 """
 
 import dataclasses
-import math
 
 from torch import nn
 
-from nestling.levels.clock import Level
+from nestling.levels.clock import Level, step_periods
 
 
 def collect(model: nn.Module) -> list[Level]:
@@ -33,18 +32,19 @@ def _described(module: nn.Module) -> list[Level]:
 
 
 def _outer(model: nn.Module) -> list[Level]:
-    """Weights and the optimizer's moments update once a step, independent of each other: one level (Definition 2)."""
-    sizes = {True: 0, False: 0}
-    for parameter in model.parameters():
-        sizes[parameter.requires_grad] += parameter.numel()
-    outer = [
-        Level("weights and optimizer", None, "weights", "the training data", sizes[True]),
-        Level("frozen weights", None, "frozen", "what they were trained on", sizes[False]),
-    ]
-    return [level for level in outer if level.parameters]
+    """Weights and the optimizer's moments of one period: they update together, independent of each other, so they are
+    one level (Definition 2)."""
+    outer = []
+    for parameter, steps in step_periods(model).items():
+        if parameter.requires_grad:
+            level = Level("weights and optimizer", None, "weights", "the training data", parameter.numel(), steps)
+        else:
+            level = Level("frozen weights", None, "frozen", "what they were trained on", parameter.numel())
+        outer.append(level)
+    return outer
 
 
-def _slowness(level: Level) -> tuple[float, str]:
-    """Sort key: tokens between updates; an optimizer step takes longer than any period inside a sequence."""
-    steps = math.nextafter(math.inf, 0)
-    return (math.inf if level.kind == "frozen" else steps if level.period is None else level.period, level.name)
+def _slowness(level: Level) -> tuple[bool, bool, int, str]:
+    """Sort key: how long between updates; an optimizer step takes longer than any period inside a sequence."""
+    every = level.steps if level.period is None else level.period
+    return level.kind == "frozen", level.period is None, every, level.name
