@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "nestling.commands.generate:Generate",
     "report": "nestling.commands.report:Report",
     "bench": "nestling.commands.bench:Bench",
+    "recipe": "nestling.commands.recipe:Recipe",
     "doctor": "nestling.commands.doctor:Doctor",
 }
 """Name -> `module:class`; the order is that of the help."""

@@ -112,7 +112,7 @@ class MultiFrequency(Optimizer):
         for parameter, _ in before:
             self.accumulated.pop(parameter, None)
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _give_out(self, group: dict[str, Any]) -> None:
         """Set `.grad` to the sum, or the mean, of the gradients since the last update."""
         if group["period"] == 1:
@@ -125,7 +125,7 @@ class MultiFrequency(Optimizer):
             scale = 1 / group["period"] if group["reduction"] == "mean" else 1
             parameter.grad = (total * scale if scale != 1 else total).to(parameter.dtype)
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _take_in(self, group: dict[str, Any]) -> None:
         """Add the gradients to what waits for the next update."""
         pairs = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
