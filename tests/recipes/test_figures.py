@@ -46,6 +46,7 @@ def test_fig4(drawn, monkeypatch):
     assert len(result["table"]["rows"]) == 2
 
 
+@pytest.mark.paper("Eq. 53")
 def test_fig4s_function_is_eq_53():
     r, theta, k, a, w = 0.7, -1.3, 5.0, 0.4, 2.0
     point = torch.tensor([r, theta], dtype=torch.float64)
@@ -66,6 +67,7 @@ def test_orthogonal(drawn, monkeypatch):
         assert row["first"][-1] - row["first"][0] == pytest.approx(row["forgotten"])
 
 
+@pytest.mark.paper("Eq. 45")
 def test_plain_gradients_never_touch_an_orthogonal_task(monkeypatch):
     monkeypatch.setitem(PLAIN, "dropped", lambda parameters, rate: torch.optim.SGD(parameters, rate))
     cell = {"optimizer": "dropped", "leak": 0.0, "tasks": 3, "steps": 20, "lr": 0.5, "seed": 0}
