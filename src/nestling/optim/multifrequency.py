@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from nestling.errors import InputError
 from nestling.levels.clock import due
+from nestling.optim.base import MatrixOptimizer
 
 REDUCTIONS = ("sum", "mean")
 _KEY = "accumulated"
@@ -29,11 +30,13 @@ class MultiFrequency(Optimizer):
     the frequency of such a group is 1 / (C * batch size * sequence length) (Definition 2), and the groups of one period
     are a level (Definition 3).
 
-        optimizer = MultiFrequency(M3([{"params": fast}, {"params": slow, "period": 16}], lr=0.02))
+        optimizer = MultiFrequency(M3(param_groups(model, {"*.mlp.*": {"period": 16}}), lr=1e-3))
+
+    `param_groups(model)` by itself sets the periods that the model's own blocks ask for.
 
     Args:
-        optimizer: the one that updates. Its groups, state and defaults become this one's as well, so schedulers may
-            hold either. It sees only groups that are due; where every period is 1, it does all by itself.
+        optimizer: the one that updates, without a closure. Its groups, state and defaults become this one's as well, so
+            schedulers may hold either. It sees only groups that are due; where every period is 1, it does all.
         period: steps between two updates, for groups without a `period` of their own.
         reduction: "sum" (Eq. 71), or "mean", the sum divided by the period; for groups without a `reduction` of their
             own. Optimizers that normalize (Adam, Muon, M3) hardly tell them apart; plain gradient descent does.
@@ -86,10 +89,10 @@ class MultiFrequency(Optimizer):
         else:
             with torch.enable_grad():
                 loss = closure() if closure else None
+            if isinstance(self.optimizer, MatrixOptimizer):
+                self.optimizer.check_gradients()  # of waiting groups too, before they are mixed with good ones
             self._update([group for group in self.param_groups if due(now, group["period"])])
-        for group in self.param_groups:
-            if not due(now, group["period"]):
-                self._take_in(group)
+            self._take_in([group for group in self.param_groups if not due(now, group["period"])])
         self.clock = now
         return loss
 
@@ -126,9 +129,9 @@ class MultiFrequency(Optimizer):
             parameter.grad = (total * scale if scale != 1 else total).to(parameter.dtype)
 
     @torch.compiler.disable()
-    def _take_in(self, group: dict[str, Any]) -> None:
+    def _take_in(self, groups: list[dict[str, Any]]) -> None:
         """Add the gradients to what waits for the next update."""
-        pairs = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+        pairs = [(p, p.grad) for group in groups for p in group["params"] if p.grad is not None]
         old = [(self.accumulated[p], gradient) for p, gradient in pairs if p in self.accumulated]
         if old:
             sums, gradients = (list(side) for side in zip(*old, strict=True))

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nestling import optim
 from nestling.errors import InputError
 from nestling.levels.clock import step_periods
-from nestling.optim.multifrequency import MultiFrequency
-from nestling.train.config import TrainConfig
+from nestling.train.config import OPTIMIZERS, TrainConfig, peak
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -39,10 +39,15 @@ def build(model: nn.Module, config: TrainConfig) -> Optimizer:
 
     Where the model asks for it (`nestling.levels.step_periods`), parameters are stepped every so many steps only.
     """
-    groups = decay_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    kind, rate = OPTIMIZERS[config.optimizer][0], peak(config)
+    if config.optimizer == "adamw":
+        groups = decay_groups(model, config.weight_decay)
+        optimizer: Optimizer = torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
+    else:
+        shared = {"weight_decay": config.weight_decay, "adamw_betas": config.betas}
+        optimizer = getattr(optim, kind)(optim.param_groups(model), lr=rate, check_finite=False, **shared)
     slow = any(group.get("period", 1) > 1 for group in optimizer.param_groups)
-    return MultiFrequency(optimizer) if slow else optimizer
+    return optim.MultiFrequency(optimizer) if slow else optimizer
 
 
 def export(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
