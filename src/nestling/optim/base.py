@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nestling.errors import InputError
-from nestling.optim.batches import Batches, local
+from nestling.optim.batches import Batch, Batches
+from nestling.optim.sharding import agree, local
 
 RULES = ("auto", "matrix", "adamw")
 
@@ -84,11 +85,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
     # What a subclass defines.
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-        """The step of n matrices (n, out, in), to be subtracted `lr * shape_factor` times; changes `state` in place.
+        """The step of n matrices (n, out, in), to be subtracted `lr * shape_factor` times.
+
+        Under FSDP2 a rank sees its part of a batch's matrices, whole and as plain tensors.
 
         Args:
             grad: gradients (n, out, in), not to be changed; float32, or float64 for float64 parameters.
-            state: what `init` made, each (n, ...).
+            state: what `init` made, each (n, ...); to be changed in place, or by putting another tensor in its place.
             step: steps these matrices have taken, this one included.
             group: the group's settings.
         """
@@ -213,14 +216,14 @@ class MatrixOptimizer(torch.optim.Optimizer):
             grad = batch.gradients()
             if group["maximize"]:
                 grad = -grad
-            if batch.step == 0:
-                batch.begin(self.init(grad, group))
-            batch.advance()
-            self.step_batch(batch, grad, group)
+            state = batch.states() if batch.step else self.init(grad, group)
+            self.step_batch(batch, grad, state, group)
+            batch.keep(state)
 
-    def step_batch(self, batch: Any, grad: Tensor, group: dict[str, Any]) -> None:
+    def step_batch(self, batch: Batch, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """One batch's step from its gradients (n, out, in): `update`, weight decay and the write. Rarely overridden."""
-        step = self.update(grad, batch.state, batch.step, group)
+        # A rank may have no part of a small sharded batch.
+        step = self.update(grad, state, batch.step + 1, group) if len(grad) else grad
         rate = float(group["lr"])
         factor = self.shape_factor(grad.shape[1], grad.shape[2], group)
         batch.write(step, 1 - rate * group["weight_decay"], -rate * factor)
@@ -239,9 +242,7 @@ def not_finite(params: list[Any]) -> Tensor | None:
     # The largest magnitude is finite exactly if all are; a shard may be empty.
     parts = [local(g) if local(g).numel() else local(g).new_zeros(1) for g in gradients]
     worst = torch.stack([norm.float() for norm in torch._foreach_norm(parts, torch.inf)])  # pyright: ignore
-    for mesh in {g.device_mesh for g in gradients if hasattr(g, "device_mesh")}:
-        for dimension in range(mesh.ndim):
-            torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
+    agree(worst, gradients)
     if bool(worst.isfinite().all()):
         return None
     return params[worst.isfinite().tolist().index(False)]

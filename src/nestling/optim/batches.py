@@ -11,27 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestling.optim.sharding import by_rows, is_sharded, local, shards, whole
+
 LARGEST = 2**24
 """Numbers in a batch at most: enough to fill a device, little enough scratch memory."""
 
 
-def local(tensor: Any) -> Tensor:
-    """This rank's part of a sharded tensor, sharing its memory; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def as_matrix(tensor: Tensor) -> Tensor:
-    """(out, rest) of a parameter of any shape; a vector or number is one row."""
-    return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
-
-
 class Batch:
-    """n same-shaped parameters that took equally many steps."""
+    """n same-shaped parameters that took equally many steps; of sharded ones, a rank computes its part of the n."""
 
-    def __init__(self, params: list[Tensor], members: list[dict[str, Any]]):
-        """Puts the `members`' states together and leaves views in their place; empty ones wait for `begin`."""
+    def __init__(self, params: list[Any], members: list[dict[str, Any]]):
+        """Puts the `members`' states together and leaves views in their place; empty ones wait for `keep`."""
         self.params, self._members = params, members
-        self.state: dict[str, Tensor] = {}
+        self._stored: dict[str, Tensor] = {}
         if members[0]:
             self._share({key: torch.stack([member[key] for member in members]) for key in members[0]})
 
@@ -41,18 +33,47 @@ class Batch:
         return _steps(self._members[0])
 
     def gradients(self) -> Tensor:
-        """(n, out, in) in the dtype of the states; memory of its own only for n > 1 or another dtype."""
-        matrices = [as_matrix(p.grad) for p in self.params]  # pyright: ignore[reportArgumentType]
-        dtype = torch.promote_types(self.params[0].dtype, torch.float32)
-        return (torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)).to(dtype)
+        """(n, out, in) in at least float32, of a convolution (out, rest), of a vector one row; not to be changed."""
+        gradients = [p.grad for p in self.params]
+        stacked = torch.stack(gradients) if len(gradients) > 1 else gradients[0].unsqueeze(0)
+        self._placements = getattr(stacked, "placements", None)
+        batch = whole(stacked)
+        matrices = batch.reshape(len(batch), 1, -1) if stacked.ndim < 3 else batch.flatten(2)
+        return matrices.to(torch.promote_types(matrices.dtype, torch.float32))
 
-    def begin(self, state: dict[str, Tensor]) -> None:
-        """Start from these states (n, ...)."""
-        self._share({"step": torch.zeros(len(self.params), device="cpu"), **state})
+    def states(self) -> dict[str, Tensor]:
+        """What `keep` kept."""
+        return {key: whole(value) for key, value in self._stored.items() if key != "step"}
 
-    def advance(self) -> None:
-        """Count one step."""
-        self._steps.add_(1)
+    def keep(self, state: dict[str, Tensor]) -> None:
+        """Store states, each (n, ...), and count one step. Whatever was changed in place stays where it is."""
+        if not self._stored:
+            first = self.params[0]
+            if is_sharded(first):
+                state = {key: self._sharded(value, by_rows(first, value.ndim)) for key, value in state.items()}
+            self._share({"step": torch.zeros(len(self.params), device="cpu"), **state})
+        else:
+            for key, value in state.items():
+                stored: Any = self._stored[key]
+                if is_sharded(stored):
+                    value = local(self._sharded(value, stored.placements))
+                if value is not stored:
+                    local(stored).copy_(value)
+        self._stored["step"].add_(1)
+
+    def write(self, step: Tensor, keep: float, rate: float) -> None:
+        """`W <- keep W + rate step` for every matrix, in at least float32, rounded once."""
+        changes: Any = step.reshape(len(step), *self.params[0].shape)
+        if self._placements is not None:
+            changes = local(self._sharded(changes, self._placements))
+        targets = [local(p) for p in self.params]
+        wide = [target.to(torch.promote_types(target.dtype, torch.float32)) for target in targets]
+        if keep != 1:
+            torch._foreach_mul_(wide, keep)  # pyright: ignore
+        torch._foreach_add_(wide, list(changes.unbind()), alpha=rate)  # pyright: ignore
+        for target, new in zip(targets, wide, strict=True):
+            if new is not target:
+                target.copy_(new)
 
     def intact(self, members: list[dict[str, Any]]) -> bool:
         """Whether these are the states that were put together, with every view still in its place."""
@@ -61,30 +82,15 @@ class Batch:
             for now, member, views in zip(members, self._members, self._views, strict=True)
         )
 
-    def write(self, step: Tensor, keep: float, rate: float) -> None:
-        """`W <- keep W + rate step` for every matrix, in at least float32, rounded once."""
-        changes = [part.view(p.shape) for part, p in zip(step.unbind(), self.params, strict=True)]
-        changes = [
-            local(c.redistribute(p.device_mesh, p.placements)) if hasattr(p, "device_mesh") else c  # pyright: ignore
-            for c, p in zip(changes, self.params, strict=True)
-        ]
-        shards = [local(p) for p in self.params]
-        dtype = torch.promote_types(shards[0].dtype, torch.float32)
-        wide = [shard.to(dtype) for shard in shards]
-        if keep != 1:
-            torch._foreach_mul_(wide, keep)  # pyright: ignore
-        torch._foreach_add_(wide, changes, alpha=rate)  # pyright: ignore
-        for shard, new in zip(shards, wide, strict=True):
-            if new is not shard:
-                shard.copy_(new)
+    def _sharded(self, part: Tensor, placements: Any) -> Any:
+        return shards(part, len(self.params), self.params[0].device_mesh, placements)
 
     def _share(self, state: dict[str, Tensor]) -> None:
-        views = {key: list(value.unbind()) for key, value in state.items()}
-        self._views = [{key: found[i] for key, found in views.items()} for i in range(len(self.params))]
+        self._stored = {key: value.contiguous() for key, value in state.items()}
+        n = len(self.params)
+        self._views = [{key: value[i] for key, value in self._stored.items()} for i in range(n)]
         for member, own in zip(self._members, self._views, strict=True):
             member.update(own)
-        self._steps = state.pop("step")
-        self.state = state
 
 
 class Batches:
@@ -114,7 +120,6 @@ def _partition(params: list[Tensor], state_of: Callable, together: bool) -> list
     """Parameters in batches of one shape, dtype, device, sharding and number of steps, none above LARGEST."""
     found: dict[Any, list[Tensor]] = {}
     for number, p in enumerate(params):
-        # Not the flattened shape: sharding is said of the parameter's own dimensions.
         place = (getattr(p, "device_mesh", None), getattr(p, "placements", None))
         key = (p.shape, p.dtype, p.device, place, _steps(state_of(p)), None if together else number)
         found.setdefault(key, []).append(p)

@@ -24,14 +24,12 @@ def newton_schulz(
     stay zeros, and the scale of x has no effect.
 
     Args:
-        x: (..., out, in), three dimensions at most where it is sharded; not changed.
+        x: (..., out, in); not changed.
         steps: iterations.
         coefficients: a, b, c.
         dtype: of the computation and the result.
         eps: least norm to divide by.
     """
-    if hasattr(x, "device_mesh"):
-        return _by_ranks(x, lambda part: newton_schulz(part, steps, coefficients, dtype, eps))
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).to(dtype)
@@ -67,15 +65,3 @@ def proximal(g: Tensor, steps: int = 1, step_size: float = 0.1) -> Tensor:
     for _ in range(steps):
         o = o - step_size * (o - g + 2 * (o @ o.mT @ o - o))
     return o
-
-
-def _by_ranks(x: Tensor, function) -> Tensor:
-    """Apply `function` to the whole matrices of a sharded batch (n, out, in), every rank to its part of the n."""
-    from torch.distributed.tensor import DTensor, Shard
-
-    assert isinstance(x, DTensor)
-    mesh, before = x.device_mesh, x.placements
-    whole = [Shard(0)] * mesh.ndim
-    part = function(x.redistribute(mesh, whole).to_local())
-    result = DTensor.from_local(part, mesh, whole, shape=x.shape, stride=x.stride(), run_check=False)
-    return result.redistribute(mesh, before)
