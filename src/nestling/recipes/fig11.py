@@ -51,6 +51,7 @@ class ViT(nn.Module):
         super().__init__()
         self.embed = nn.Linear(PATCH * PATCH, WIDTH)
         self.position = nn.Parameter(0.02 * torch.randn((8 // PATCH) ** 2, WIDTH))
+        self.position._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
 from nestling.recipes.learning import BATCH, LENGTH, SEEDS, SHAPE, STEPS, train_on_text
-from nestling.train.optimizer import OPTIMIZERS
+from nestling.train.config import OPTIMIZERS
 
 FIRST = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon")
 MODELS = ("transformer++", "hope")
