@@ -107,7 +107,11 @@ def run(cell: Cell) -> Row:
         if (step + 1) % EVERY == 0:
             train_curve.append(round(mean(losses[-EVERY:]), 4))
             test_curve.append(round(_loss(model, *test)[0], 4))
-    (test_loss, accuracy), train_loss, valid_loss = _loss(model, *test), _loss(model, *train)[0], _loss(model, *valid)[0]
+    (test_loss, accuracy), train_loss, valid_loss = (
+        _loss(model, *test),
+        _loss(model, *train)[0],
+        _loss(model, *valid)[0],
+    )
     found = {"train_loss": train_loss, "valid_loss": valid_loss, "test_loss": test_loss, "test_accuracy": accuracy}
     return {k: round(v, 5) for k, v in found.items()} | {"train_curve": train_curve, "test_curve": test_curve}
 

@@ -126,7 +126,9 @@ def draw(found: Found) -> Figure:
                 row = best(mine)
                 xs, ys = zip(*row["path"], strict=True)
                 label = f"{name}: {_said(row)[0]} steps (lr {row['lr']:.2g}, momentum {row['momentum']:g})"
-                plot.plot(xs, ys, "-o", color=plots.colour(name, list(METHODS)), markersize=2.5, linewidth=1.3, label=label)
+                plot.plot(
+                    xs, ys, "-o", color=plots.colour(name, list(METHODS)), markersize=2.5, linewidth=1.3, label=label
+                )
         plot.plot(*START, "k*", markersize=11)
         plot.plot(0, 0, "kx", markersize=9, markeredgewidth=2)
         plot.set_title("momentum tuned too" if tuned else f"momentum {MOMENTA[0]}", loc="left")
