@@ -34,7 +34,9 @@ class Recipe(Command):
             raise InputError(f"name: {said}; choose among {', '.join(RECIPES)}.")
         module, _, function = RECIPES[self.name][0].partition(":")
         recipe = getattr(importlib.import_module(f"nestling.recipes.{module}"), function)
-        return recipe(_folder() if self.out is None else self.out, lambda text: print(text, file=sys.stderr, flush=True))
+        return recipe(
+            _folder() if self.out is None else self.out, lambda text: print(text, file=sys.stderr, flush=True)
+        )
 
     def show(self, result: dict[str, Any]) -> str:
         """The table, its notes, and where results and drawing lie."""
@@ -43,7 +45,9 @@ class Recipe(Command):
         found = result["table"]
         failed = [f"failed: {reason}" for reason in result["failed"]]
         places = [f"{name}: {result[name]}" for name in ("results", "figure") if result[name]]
-        return "\n".join([table(found["columns"], found["rows"], found["title"]), "", *found["notes"], *failed, *places])
+        return "\n".join(
+            [table(found["columns"], found["rows"], found["title"]), "", *found["notes"], *failed, *places]
+        )
 
     def interrupted(self) -> str:
         """How to go on."""

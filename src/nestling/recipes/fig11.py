@@ -51,6 +51,7 @@ class ViT(nn.Module):
         super().__init__()
         self.embed = nn.Linear(PATCH * PATCH, WIDTH)
         self.position = nn.Parameter(0.02 * torch.randn((8 // PATCH) ** 2, WIDTH))
+        self.position._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
 
@@ -106,7 +107,11 @@ def run(cell: Cell) -> Row:
         if (step + 1) % EVERY == 0:
             train_curve.append(round(mean(losses[-EVERY:]), 4))
             test_curve.append(round(_loss(model, *test)[0], 4))
-    (test_loss, accuracy), train_loss, valid_loss = _loss(model, *test), _loss(model, *train)[0], _loss(model, *valid)[0]
+    (test_loss, accuracy), train_loss, valid_loss = (
+        _loss(model, *test),
+        _loss(model, *train)[0],
+        _loss(model, *valid)[0],
+    )
     found = {"train_loss": train_loss, "valid_loss": valid_loss, "test_loss": test_loss, "test_accuracy": accuracy}
     return {k: round(v, 5) for k, v in found.items()} | {"train_curve": train_curve, "test_curve": test_curve}
 

@@ -24,7 +24,8 @@ VALLEYS = ((10.0, 1.0, 2.0), (1.0, 1.0, 2.0), (10.0, 0.5, 2.0), (50.0, 1.0, 1.0)
 """(k, a, w); the first is drawn."""
 MOMENTA = (0.9, 0.0, 0.5, 0.7, 0.8, 0.95)
 RATES = tuple(2.0**-i for i in range(1, 15))
-METHODS = ("sgd-momentum", "delta-momentum")
+METHODS = {"sgd-momentum": "momentum", "delta-momentum": "alpha"}
+"""With the name of the weight of the past."""
 STEPS, TOLERANCE = 1000, 1e-6
 
 
@@ -73,7 +74,7 @@ class Way:
 def descend(cell: Cell, rate: float) -> Way:
     """At most `steps` steps from START, until TOLERANCE or until the loss is lost."""
     point = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
-    optimizer = PLAIN[cell["optimizer"]]([point], rate, momentum=cell["momentum"])
+    optimizer = PLAIN[cell["optimizer"]]([point], rate, **{METHODS[cell["optimizer"]]: cell["momentum"]})
     points: list[list[float]] = []
     for step in range(cell["steps"] + 1):
         optimizer.zero_grad()
@@ -125,7 +126,9 @@ def draw(found: Found) -> Figure:
                 row = best(mine)
                 xs, ys = zip(*row["path"], strict=True)
                 label = f"{name}: {_said(row)[0]} steps (lr {row['lr']:.2g}, momentum {row['momentum']:g})"
-                plot.plot(xs, ys, "-o", color=plots.colour(name, METHODS), markersize=2.5, linewidth=1.3, label=label)
+                plot.plot(
+                    xs, ys, "-o", color=plots.colour(name, list(METHODS)), markersize=2.5, linewidth=1.3, label=label
+                )
         plot.plot(*START, "k*", markersize=11)
         plot.plot(0, 0, "kx", markersize=9, markeredgewidth=2)
         plot.set_title("momentum tuned too" if tuned else f"momentum {MOMENTA[0]}", loc="left")

@@ -1,7 +1,7 @@
 """What Hope's choices do to learning: small studies, cell by cell, resumable.
 
-    nestling recipe learning-text       language modeling on the Python corpus
-    nestling recipe learning-moded      the moded store, on which self-modification can matter
+nestling recipe learning-text       language modeling on the Python corpus
+nestling recipe learning-moded      the moded store, on which self-modification can matter
 """
 
 import tempfile

@@ -1,11 +1,10 @@
 """The optimizers that the figures compare, ready for a single matrix or vector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nestling import optim
 
@@ -14,14 +13,14 @@ Make = Callable[..., torch.optim.Optimizer]
 
 
 def _ours(kind: Any) -> Make:
-    def make(parameters: Sequence[Tensor], rate: float, **settings: Any) -> torch.optim.Optimizer:
-        return kind(parameters, lr=rate, weight_decay=0.0, rule="matrix", **settings)
-
-    return make
+    return lambda parameters, rate, **settings: kind(parameters, lr=rate, weight_decay=0.0, rule="matrix", **settings)
 
 
 PLAIN: dict[str, Make] = {
     "sgd-momentum": partial(torch.optim.SGD, momentum=0.9),
     "adamw": partial(torch.optim.AdamW, weight_decay=0.0),
     "muon": _ours(optim.Muon),
+    "adamuon": _ours(optim.AdaMuon),
+    "m3": _ours(optim.M3),
+    "delta-momentum": _ours(optim.DeltaMomentum),
 }

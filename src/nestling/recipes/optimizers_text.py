@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
 from nestling.recipes.learning import BATCH, LENGTH, SEEDS, SHAPE, STEPS, train_on_text
-from nestling.train.optimizer import OPTIMIZERS
+from nestling.train.config import OPTIMIZERS
 
 FIRST = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon")
 MODELS = ("transformer++", "hope")
@@ -58,7 +58,9 @@ def draw(found: Found) -> Figure:
     figure, axes = plots.panels(2 * len(MODELS), 4.6)
     for model, steps, rates in zip(MODELS, axes[::2], axes[1::2], strict=True):
         best = {name: tuned(found, _cell(model, name), TUNING, "loss") for name in names()}
-        plots.curves(steps, {name: [row["curve"] for row in rows if "curve" in row] for name, rows in best.items()}, EVERY)
+        plots.curves(
+            steps, {name: [row["curve"] for row in rows if "curve" in row] for name, rows in best.items()}, EVERY
+        )
         steps.set(xlabel="step", ylabel="training loss, nats a byte", title=model)
         lines = {name: curve(found, _cell(model, name), TUNING, "loss") for name in names()}
         plots.rates(rates, lines, "validation loss, nats a byte")

@@ -82,7 +82,9 @@ def table(found: Found) -> Table:
                 rows.append([f"leak {leak:g}", name, f"{best[0]['lr']:.3g}", *said])
     columns = ["inputs", "optimizer", "lr", "error at the end", "of it forgotten", "right after a task"]
     title = f"{TASKS} orthogonal regressions in turn, {STEPS} steps each: mean error, {len(SEEDS)} seeds"
-    return Table(title, columns, rows, ["Learning rate swept for each by the error at the end; 1 task unlearnt: about 8."])
+    return Table(
+        title, columns, rows, ["Learning rate swept for each by the error at the end; a task not learnt at all: 1."]
+    )
 
 
 def draw(found: Found) -> Figure:
@@ -93,7 +95,9 @@ def draw(found: Found) -> Figure:
         for name in OPTIMIZERS:
             if best := tuned(found, _cell(leak, name), SEEDS, "final"):
                 ys = [mean(values) for values in zip(*(row["first"] for row in best), strict=True)]
-                left.plot(range(1, len(ys) + 1), ys, "-o", color=plots.colour(name, OPTIMIZERS), label=name, markersize=4)
+                left.plot(
+                    range(1, len(ys) + 1), ys, "-o", color=plots.colour(name, OPTIMIZERS), label=name, markersize=4
+                )
         left.set(yscale="log", xlabel="tasks learnt", ylabel="error on the first task", title=f"leak {leak:g}")
         plots.rates(right, lines, "mean error at the end")
         right.set(yscale="log", title=f"leak {leak:g}")

@@ -80,4 +80,6 @@ def curves(axes: Axes, lines: Mapping[str, Sequence[Sequence[float]]], every: in
         steps = [every * (i + 1) for i in range(len(values))]
         shade = colour(name, list(lines))
         axes.plot(steps, [sum(v) / len(v) for v in values], color=shade, linewidth=1.6, label=name)
-        axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=shade, alpha=0.15, linewidth=0)
+        axes.fill_between(
+            steps, [min(v) for v in values], [max(v) for v in values], color=shade, alpha=0.15, linewidth=0
+        )
