@@ -30,7 +30,7 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.layers.residual import Output
 from nestling.layers.stream import full
-from nestling.levels.clock import Level
+from nestling.levels.clock import Component, Transfer
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
@@ -185,18 +185,28 @@ class ContinuumMemory(nn.Module):
             return None, None
         return self.chain[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
 
-    def levels(self) -> list[Level]:
-        """The blocks with a signal of their own."""
+    def components(self) -> list[Component]:
+        """The blocks with a signal of their own; the others are weights."""
         own = [block for block in self.chain if block.level.signal == "self"]
+        names = [f"CMS {block.level.chunk_size}" for block in own]
+        kind = {"sequential": "direct", "nested": "initialization"}.get(self.variant)
+        passed = [Transfer(kind, *pair) for pair in pairwise(names)] if kind else []
         return [
-            Level(
-                f"CMS {b.level.chunk_size}",
-                b.level.chunk_size,
+            Component(
+                name,
                 "memory",
-                "errors of its chunk",
-                2 * b.up.weight.numel(),
+                block.level.chunk_size,
+                context="what the block read in a chunk",
+                objective="L2 between M(n) and its own target M(P n)",
+                rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
+                parameters=2 * block.up.weight.numel(),
+                transfers=(
+                    Transfer("initialization", "weights", name),
+                    *(one for one in passed if one.source == name != one.target),
+                    Transfer("direct", name, "weights"),
+                ),
             )
-            for b in own
+            for name, block in zip(names, own, strict=True)
         ]
 
 
