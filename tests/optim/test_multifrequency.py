@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Optimizer
 
+from exact import same
 from nestling.errors import InputError
 from nestling.optim.multifrequency import MultiFrequency
 
@@ -51,17 +52,6 @@ def train(model, optimizer, start, stop):
 
 def weights(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def same(a, b):
-    """Equal to the last bit, dictionaries, lists and tensors."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    return type(a) is type(b) and a == b
 
 
 @pytest.mark.parametrize("name", WRAPPED)
