@@ -4,7 +4,7 @@ Task i draws x = U_i z + leak n with z, n ~ N(0, I), where U_i is an orthonormal
 dimensions, and y = W* U_i z + noise. One matrix W (16 x 64) solves all tasks; the batches of a task say nothing of the
 others. With `leak = 0` every gradient of task i has its rows in the span of U_i, the paper's orthogonal gradients, so
 only what an optimizer remembers, or how it rescales, can damage another task. With `leak > 0` the noise of the inputs
-also pulls W towards 0 on the others' subspaces. An error is the excess of a task's expected loss, |(W - W*) U_i|^2 / 16.
+also pulls W towards 0 on the others' subspaces. Error: the excess of a task's expected loss, |(W - W*) U_i|^2 / 16.
 """
 
 import math
