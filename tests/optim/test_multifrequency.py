@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from exact import same
 from nestling.errors import InputError
-from nestling.optim.multifrequency import MultiFrequency
+from nestling.optim import M3, MultiFrequency, Muon, param_groups
 
 STEPS = 13
 WRAPPED = {
@@ -19,7 +19,9 @@ WRAPPED = {
     "adamw": lambda groups: AdamW(groups, lr=0.02),
     "adamw foreach": lambda groups: AdamW(groups, lr=0.02, foreach=True),
     "adamw fused": lambda groups: AdamW(groups, lr=0.02, fused=True),
-    "muon": lambda groups: torch.optim.Muon(groups, lr=0.02),
+    "torch's muon": lambda groups: torch.optim.Muon(groups, lr=0.02),
+    "muon": lambda groups: Muon(groups, lr=0.02),
+    "m3": lambda groups: M3(groups, lr=0.02, frequency=2),
 }
 
 
@@ -118,7 +120,7 @@ def test_between_updates_neither_parameters_nor_moments_change(name):
 
 
 @pytest.mark.parametrize("stop", range(STEPS))
-@pytest.mark.parametrize("name", ["sgd", "adamw fused", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw fused", "m3"])
 def test_resumes_at_any_step_to_the_last_bit(name, stop):
     model = network()
     optimizer = MultiFrequency(WRAPPED[name](groups(model)))
@@ -237,9 +239,10 @@ def test_a_closure_is_called_once_and_its_loss_returned():
     assert same(weights(model), weights(twin))
 
 
-def test_a_copy_is_independent_and_continues_alike():
+@pytest.mark.parametrize("name", ["adamw", "m3"])
+def test_a_copy_is_independent_and_continues_alike(name):
     model = network()
-    optimizer = MultiFrequency(AdamW(groups(model), lr=0.02))
+    optimizer = MultiFrequency(WRAPPED[name](groups(model)))
     train(model, optimizer, 0, 5)
     twin, again = copy.deepcopy((model, optimizer))
     train(model, optimizer, 5, STEPS)
@@ -264,6 +267,18 @@ def test_a_failing_update_changes_nothing():
         optimizer.step()
     assert same(optimizer.state_dict(), before)
     assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_it_is_mixed_with_good_ones():
+    model = network()
+    named = {f"{number}.weight": {"period": period} for number, period in enumerate((1, 3, 4))}
+    optimizer = MultiFrequency(Muon(param_groups(model, {"*": "matrix"} | named)))
+    train(model, optimizer, 0, 1)
+    before = copy.deepcopy((weights(model), optimizer.state_dict()))
+    model[2].weight.grad[1, 1] = float("nan")
+    with pytest.raises(InputError, match=r"gradient of parameter '2\.weight' is not finite; nothing was changed"):
+        optimizer.step()
+    assert same((weights(model), optimizer.state_dict()), before)
 
 
 def test_a_step_that_the_gradient_scaler_skips_does_not_move_the_clock():

@@ -30,7 +30,7 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.layers.residual import Output
 from nestling.layers.stream import full
-from nestling.levels.clock import Level
+from nestling.levels.clock import Component, Transfer
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
@@ -51,9 +51,9 @@ class CMSLevel:
 
     signal: what moves it besides the outer optimizer. chunk_size: tokens between its updates in context.
     rule: of its read-out: "gd" averages the chunk's gradients, "dgd" takes proximal steps; the inner layer averages.
-    period: optimizer steps between its updates where it has no signal of its own. The clock is still that of tokens:
-        a step reads batch size times sequence length of them, which no model knows, so the period is given in steps
-        and `Level.tokens` turns it into tokens. `nestling.optim.MultiFrequency` takes these steps.
+    period: optimizer steps between its updates where it has no signal of its own; `nestling.optim.MultiFrequency` takes
+        them. The clock is still that of tokens: a step reads batch size times sequence length of them, which no model
+        knows, so the period is given in steps, and `nestling.levels.inspect` puts it on the axis.
     """
 
     signal: Signal = "none"
@@ -185,18 +185,28 @@ class ContinuumMemory(nn.Module):
             return None, None
         return self.chain[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
 
-    def levels(self) -> list[Level]:
-        """The blocks with a signal of their own."""
+    def components(self) -> list[Component]:
+        """The blocks with a signal of their own; the others are weights."""
         own = [block for block in self.chain if block.level.signal == "self"]
+        names = [f"CMS {block.level.chunk_size}" for block in own]
+        kind = {"sequential": "direct", "nested": "initialization"}.get(self.variant)
+        passed = [Transfer(kind, *pair) for pair in pairwise(names)] if kind else []
         return [
-            Level(
-                f"CMS {b.level.chunk_size}",
-                b.level.chunk_size,
+            Component(
+                name,
                 "memory",
-                "errors of its chunk",
-                2 * b.up.weight.numel(),
+                block.level.chunk_size,
+                context="what the block read in a chunk",
+                objective="L2 between M(n) and its own target M(P n)",
+                rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
+                parameters=2 * block.up.weight.numel(),
+                transfers=(
+                    Transfer("initialization", "weights", name),
+                    *(one for one in passed if one.source == name != one.target),
+                    Transfer("direct", name, "weights"),
+                ),
             )
-            for b in own
+            for name, block in zip(names, own, strict=True)
         ]
 
 
