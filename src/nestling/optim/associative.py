@@ -107,7 +107,6 @@ class AssociativeMomentum(MatrixOptimizer):
 
     def init(self, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """`layer0`, ... of the memory; `anchor0`, ... where retention pulls to them; `value` of the preconditioner."""
-        grad = whole(grad)
         layers = self.memory.init(grad)
         state = {f"layer{i}": layer.clone() for i, layer in enumerate(layers)}
         if self.memory.retention.anchor == "initial":
@@ -117,36 +116,19 @@ class AssociativeMomentum(MatrixOptimizer):
         return state
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-        sharded, grad = grad, whole(grad)
         precondition = None
         if self.memory.value is not None:
-            precondition, value = self.memory.value(grad, state["value"])
-            state["value"].copy_(value)
+            precondition, state["value"] = self.memory.value(grad, state["value"])
         pairs = self.memory.pairs(grad, precondition)
         layers = [state[f"layer{i}"] for i in range(len(self.memory.structure.direct))]
         anchors = [state.get(f"anchor{i}", layer) for i, layer in enumerate(layers)]
         new = self.memory.write(layers, anchors, pairs, group["inner_lr"], group["decay"])
-        for layer, value in zip(layers, new, strict=True):
-            layer.copy_(value)
+        state |= {f"layer{i}": layer for i, layer in enumerate(new)}
         update = self.memory.update(new, pairs.keys, grad.shape[-1])
         update = update if self.output is None else self.output(update)
         update = update if group["rms"] is None else to_rms(update, group["rms"])
-        return like(update, sharded)
+        return update
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"memory": self.memory, "output": self.output}
 
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor on every rank: a memory needs whole matrices, and each rank keeps the same."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore
-
-
-def like(update: Tensor, sharded: Any) -> Tensor:
-    """What every rank computed, as a tensor on the mesh of `sharded`; itself if that has none."""
-    if not hasattr(sharded, "device_mesh"):
-        return update
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = sharded.device_mesh
-    return DTensor.from_local(update, mesh, [Replicate()] * mesh.ndim, run_check=False)
