@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from exact import same
 from nestling.errors import InputError
 from nestling.optim import M3, MultiFrequency, Muon, param_groups
+from optim.sharded import WORLD, both, shard
 
 STEPS = 13
 WRAPPED = {
@@ -22,6 +23,7 @@ WRAPPED = {
     "torch's muon": lambda groups: torch.optim.Muon(groups, lr=0.02),
     "muon": lambda groups: Muon(groups, lr=0.02),
     "m3": lambda groups: M3(groups, lr=0.02, frequency=2),
+    "m3 float64": lambda groups: M3(groups, lr=0.02, frequency=2, precision="float64"),
 }
 
 
@@ -38,17 +40,19 @@ def groups(model, periods=(1, 3, 4), **settings):
     ]
 
 
-def backward(model, step):
+def backward(model, step, rank=None):
+    """With a rank, one of two halves of the step's batch."""
     data = torch.randn(6, 5, generator=torch.Generator().manual_seed(step)).to(next(model.parameters()).dtype)
+    data = data if rank is None else data.chunk(WORLD)[rank]
     loss = functional.mse_loss(model(data.tanh()), data.roll(1, -1))
     loss.backward()
     return loss
 
 
-def train(model, optimizer, start, stop):
+def train(model, optimizer, start, stop, rank=None):
     for step in range(start, stop):
         optimizer.zero_grad()
-        backward(model, step)
+        backward(model, step, rank)
         optimizer.step()
 
 
@@ -344,3 +348,25 @@ def test_a_period_that_is_none_is_refused(period):
 def test_a_reduction_that_is_none_is_refused():
     with pytest.raises(InputError, match="reduction: 'max' is not allowed; give one of sum, mean"):
         MultiFrequency(SGD(network().parameters(), lr=0.1), reduction="max")
+
+
+def sharded(rank):
+    """Two ranks, each with half of every batch, equal one process; and a resumed one equals them to the last bit."""
+    for name in ("adamw", "m3 float64"):
+        whole, parts = network(dtype=torch.float64), shard(network(dtype=torch.float64))
+        train(whole, MultiFrequency(WRAPPED[name](groups(whole))), 0, STEPS)
+        optimizer = MultiFrequency(WRAPPED[name](groups(parts)))
+        train(parts, optimizer, 0, 6, rank)
+        saved = copy.deepcopy((parts.state_dict(), optimizer.state_dict()))
+        train(parts, optimizer, 6, STEPS, rank)
+        first = [parameter.full_tensor() for parameter in parts.parameters()]
+        torch.testing.assert_close(first, weights(whole), rtol=0, atol=1e-12)
+        parts.load_state_dict(saved[0])
+        again = MultiFrequency(WRAPPED[name](groups(parts)))
+        again.load_state_dict(saved[1])
+        train(parts, again, 6, STEPS, rank)
+        assert same(first, [parameter.full_tensor() for parameter in parts.parameters()])
+
+
+def test_two_processes_that_share_a_model_equal_one(tmp_path):
+    both(sharded, tmp_path)
