@@ -1,4 +1,8 @@
-"""The optimizers that the figures compare, ready for a single matrix or vector."""
+"""The optimizers that the toy problems compare, ready for a single matrix or vector.
+
+There delta momentum is Eq. 49 itself (xi at most 1, no read-out); `DeltaMomentum` as it is by default, scale-free and
+read through Newton-Schulz, is called delta-muon here.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,5 +26,6 @@ PLAIN: dict[str, Make] = {
     "muon": _ours(optim.Muon),
     "adamuon": _ours(optim.AdaMuon),
     "m3": _ours(optim.M3),
-    "delta-momentum": _ours(optim.DeltaMomentum),
+    "delta-momentum": _ours(partial(optim.DeltaMomentum, xi_max=1.0, output="identity")),
+    "delta-muon": _ours(optim.DeltaMomentum),
 }

@@ -4,7 +4,7 @@ Task i draws x = U_i z + leak n with z, n ~ N(0, I), where U_i is an orthonormal
 dimensions, and y = W* U_i z + noise. One matrix W (16 x 64) solves all tasks; the batches of a task say nothing of the
 others. With `leak = 0` every gradient of task i has its rows in the span of U_i, the paper's orthogonal gradients, so
 only what an optimizer remembers, or how it rescales, can damage another task. With `leak > 0` the noise of the inputs
-also pulls W towards 0 on the others' subspaces. An error is the excess of a task's expected loss, |(W - W*) U_i|^2 / 16.
+also pulls W towards 0 on the others' subspaces. Error: the excess of a task's expected loss, |(W - W*) U_i|^2 / 16.
 """
 
 import math
@@ -19,7 +19,7 @@ from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
 from nestling.recipes.optimizers import PLAIN
 
-OPTIMIZERS = ("sgd-momentum", "delta-momentum", "dmgd", "muon", "m3", "adamw")
+OPTIMIZERS = ("sgd-momentum", "delta-momentum", "delta-muon", "muon", "m3", "adamw")
 RATES = tuple(2.0**-i for i in range(2, 9))
 SEEDS = (0, 1, 2, 3, 4)
 LEAKS = (0.0, 0.1)

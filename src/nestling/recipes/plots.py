@@ -13,10 +13,10 @@ COLOURS = {
     "sgd-momentum": "#7f7f7f",
     "adamw": "#111111",
     "muon": "#1f77b4",
-    "torch-muon": "#9ecae1",
     "adamuon": "#17a2b8",
     "m3": "#d62728",
     "delta-momentum": "#2ca02c",
+    "delta-muon": "#98d28f",
     "dmgd": "#9467bd",
 }
 """Contestants have fixed colours; others get those of `OTHERS` in turn."""
