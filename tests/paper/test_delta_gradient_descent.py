@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
@@ -11,6 +12,8 @@ from nestling.memory.parallel import chunked
 from nestling.memory.retention import Decay
 from nestling.memory.rule import Rule
 from nestling.memory.structure import Matrix
+from nestling.optim import dgd
+from nestling.optim.layerwise import layer_groups
 from paper.solve import argmin, close, differ, distance
 
 ETAS = [0.1, 1.0, 30.0]
@@ -59,6 +62,30 @@ def test_the_memory_takes_that_step(eta: float) -> None:
         close(new, argmin(lambda m, u=u: distance(m @ x, u) + distance(m, w) / eta, w))
         printed = eta / (1 + eta)
         differ(new, w @ (torch.eye(4) - printed * torch.outer(x, x)) + printed * torch.outer(u, x))
+
+
+@pytest.mark.paper("Eq. 56-57, 99, 113")
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_optimizer_takes_that_step_on_every_layer(batch: int) -> None:
+    """For a batch of n: the minimum of `1/(2n) sum |W x_i - u_i|^2 + |W - W_t|^2 / (2 eta)`, `u_i = -n dL/dy_i`."""
+    first, last, eta = nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False), 0.7
+    model = nn.Sequential(first, nn.Tanh(), last)
+    optimizer = dgd.DGD(layer_groups(model, {"*": {"rule": "matrix"}}), lr=eta).attach(model)
+    x, target = torch.randn(batch, 4), torch.randn(batch, 3)
+    z = first(x)
+    h = z.tanh()
+    y = last(h)
+    delta = torch.autograd.grad(distance(y, target) / batch, (z, y))
+    starts = [layer.weight.detach().clone() for layer in (first, last)]
+    (distance(model(x), target) / batch).backward()
+    optimizer.step()
+    for layer, start, rows, slope in zip((first, last), starts, (x, h.detach()), delta, strict=True):
+        close(layer.weight.detach(), minimum(rows, -batch * slope, start, eta))
+
+
+def minimum(x: Tensor, u: Tensor, start: Tensor, eta: float) -> Tensor:
+    """Of `1/(2n) sum |W x_i - u_i|^2 + |W - start|^2 / (2 eta)`."""
+    return argmin(lambda w: distance(x @ w.mT, u) / len(x) + distance(w, start) / eta, start)
 
 
 @pytest.mark.paper("Definition 5", "Eq. 59-60")

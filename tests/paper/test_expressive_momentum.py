@@ -71,27 +71,35 @@ def test_preconditioned_momentum_maps_gradients_to_values() -> None:
         close(step, expected)
 
 
+def delta(**choices) -> Callable[..., torch.optim.Optimizer]:
+    return lambda params, lr: DeltaMomentum(params, lr, ALPHA, output="identity", weight_decay=0.0, **choices)
+
+
 @pytest.mark.paper("Eq. 48-49")
 def test_delta_momentum_is_a_step_on_a_squared_error() -> None:
-    """`m (alpha I - xi g^T g) - xi P g` takes steps of xi on `1/2 |m g^T + P|^2`: erase and write share the step.
+    """`m (alpha I - xi g^T g) - eta P g` is a step of xi on `1/2 |m g^T + (eta / xi) P|^2`; xi = eta shares the step.
 
     Descent needs the plus: the values are `-P`. With `|m g^T - P|^2`, as printed above Eq. 49, m would climb.
     """
-    grads, value, m = gradients(), Fixed(), torch.zeros(OUT, IN)
-    one = torch.zeros(OUT, IN)
-    delta = added(lambda params, lr: DeltaMomentum(params, lr=lr, alpha=ALPHA, c=ALPHA, xi_max=0.05), grads)
-    general = added(associative(objective=L2(), value=value), grads)
-    for g, step, preconditioned in zip(grads, delta, general, strict=True):
-        m = inner_step(lambda m: distance(m @ g.mT, -value.matrix), m)  # noqa: B023
-        close(preconditioned, m)
-        one = inner_step(lambda m: distance(m @ g.mT, -torch.eye(OUT)), one, 0.05)  # noqa: B023
-        close(step, one)
+    grads, value, xi = gradients(), Fixed(), 0.05
+    found = {
+        "shared": added(associative(objective=L2(), value=value), grads),
+        "delta": added(delta(xi_max=xi, write="delta"), grads),
+        "gradient": added(delta(xi_max=xi, write="gradient"), grads),
+    }
+    steps = {"shared": (ETA, value.matrix), "delta": (xi, torch.eye(OUT)), "gradient": (xi, torch.eye(OUT) / xi)}
+    for name, (step, values) in steps.items():
+        m = torch.zeros(OUT, IN)
+        for g, got in zip(grads, found[name], strict=True):
+            m = inner_step(lambda m: distance(m @ g.mT, -values), m, step)  # noqa: B023
+            close(got, m)
     climbing = inner_step(lambda m: distance(m @ grads[0].mT, torch.eye(OUT)), torch.zeros(OUT, IN))
-    assert (climbing * grads[0]).sum() > 0 > (delta[0] * grads[0]).sum()
+    assert (climbing * grads[0]).sum() > 0 > (found["delta"][0] * grads[0]).sum()
 
 
 @pytest.mark.paper("Eq. 49")
-def test_the_bracket_without_a_step_size_explodes() -> None:
+@pytest.mark.parametrize("write", ["gradient", "delta"])
+def test_the_bracket_without_a_step_size_explodes(write: str) -> None:
     """`alpha I - g^T g` expands as soon as `|g|^2 > 1 + alpha`; with the bounded step it never does."""
     g = torch.randn(OUT, IN)
     g = g * (1.5 * (1 + ALPHA)) ** 0.5 / torch.linalg.matrix_norm(g, 2)
@@ -99,8 +107,8 @@ def test_the_bracket_without_a_step_size_explodes() -> None:
     for _ in range(200):
         m = m @ (ALPHA * torch.eye(IN) - g.mT @ g) - ETA * g
     assert m.norm() > 1e20
-    steps = added(lambda params, lr: DeltaMomentum(params, lr=lr, alpha=ALPHA), g.expand(200, OUT, IN))
-    assert max(step.norm() for step in steps) < 10
+    steps = added(delta(xi_max=1.0, write=write), g.expand(200, OUT, IN))
+    assert max(step.norm() for step in steps) <= g.norm() / (1 - ALPHA)
 
 
 @pytest.mark.paper("Eq. 50")
