@@ -193,7 +193,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self.check(group)
 
     def _check_gradients(self) -> None:
-        """Everything that can be wrong with gradients, before anything is changed."""
+        """InputError for a sparse gradient or, with `check_finite`, one that is not finite; `step` begins with it."""
         checked = []
         for group in self.param_groups:
             for parameter in group["params"]:
