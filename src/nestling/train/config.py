@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -28,22 +28,14 @@ def parse_fields(items: list[str]) -> dict[str, Any]:
     return fields
 
 
-class Choice(NamedTuple):
-    """An optimizer: its class in nestling.optim (AdamW is torch's), its learning rate where none is given, and the rate
-    of the parameters that it leaves to AdamW, relative to its own."""
-
-    kind: str
-    rate: float
-    adamw_lr_ratio: float = 1.0
-
-
-OPTIMIZERS = {
-    "adamw": Choice("AdamW", 2e-3),
-    "muon": Choice("Muon", 1.6e-2),
-    "adamuon": Choice("AdaMuon", 3.2e-2),
-    "m3": Choice("M3", 1.6e-2),
-    "delta-momentum": Choice("DeltaMomentum", 0.1, 0.04),
+OPTIMIZERS: dict[str, tuple[str, float]] = {
+    "adamw": ("AdamW", 2e-3),
+    "muon": ("Muon", 1.6e-2),
+    "adamuon": ("AdaMuon", 3.2e-2),
+    "m3": ("M3", 1.6e-2),
+    "delta-momentum": ("DeltaMomentum", 1.6e-2),
 }
+"""Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 
 
 Fields = Annotated[
@@ -86,7 +78,7 @@ class TrainConfig:
         float | None,
         tyro.conf.arg(
             help="Peak of the schedule. None takes the optimizer's own: "
-            + ", ".join(f"{name} {choice.rate:g}" for name, choice in OPTIMIZERS.items())
+            + ", ".join(f"{name} {rate:g}" for name, (_, rate) in OPTIMIZERS.items())
             + "."
         ),
     ] = None
@@ -183,7 +175,7 @@ def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
 
 def peak(config: TrainConfig) -> float:
     """The highest learning rate: the one given, or the optimizer's own."""
-    return OPTIMIZERS[config.optimizer].rate if config.learning_rate is None else config.learning_rate
+    return OPTIMIZERS[config.optimizer][1] if config.learning_rate is None else config.learning_rate
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
