@@ -7,11 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.optim import AdamW
 
+from nestling import models
 from nestling.errors import InputError
 from nestling.layers.cms import CMSLevel, ContinuumMemory
 from nestling.layers.feedforward import MLP
+from nestling.levels import inspect
 from nestling.memory.scan import scan
+from nestling.train import optimizer as optimizers
+from nestling.train.config import TrainConfig
 
 B, D, HIDDEN = 2, 6, 12
 FAST, SLOW = CMSLevel("self", 4, "dgd"), CMSLevel("self", 8)
@@ -150,7 +155,56 @@ def test_a_block_is_not_moved_by_later_tokens_of_its_chunk():
 
 def test_levels_are_named_with_their_periods():
     system = ContinuumMemory(D, HIDDEN, [SLOW, FAST, CMSLevel()])
-    assert [(level.period, level.parameters) for level in system.levels()] == [(8, 48), (4, 48)]
+    assert [(level.period, level.parameters) for level in system.components()] == [(8, 48), (4, 48)]
+
+
+def language_model(name):
+    """Two layers, each with a block of period 4 and one of period 1."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return models.create(name, levels=[{"period": 4}, {}], **sizes)
+
+
+@pytest.mark.parametrize("name", ["hope", "hope-attention"])
+def test_slow_blocks_change_when_due_and_then_as_accumulation_by_hand_says(name):
+    """The optimizer that training builds, against autograd's own sum of four steps in `.grad`."""
+    ours, theirs = language_model(name), language_model(name)
+    slow = {key for key, _ in ours.named_parameters() if "channel.blocks.0." in key}
+    assert len(slow) == 4
+    optimizer = optimizers.build(ours, TrainConfig(learning_rate=0.01))
+    groups = optimizers.decay_groups(theirs, TrainConfig.weight_decay)
+    assert {key for group in groups for key in group["names"] if "period" in group} == slow
+    by_hand = {
+        period: AdamW([g for g in groups if g.get("period", 1) == period], 0.01, TrainConfig.betas, fused=True)
+        for period in (1, 4)
+    }
+    for step in range(1, 10):
+        ids = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(step))
+        before = {key: parameter.detach().clone() for key, parameter in ours.named_parameters()}
+        ours(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        theirs(ids, labels=ids).loss.backward()
+        for period, one in by_hand.items():
+            if step % period == 0:
+                one.step()
+                one.zero_grad()
+        stayed = {key for key, parameter in ours.named_parameters() if torch.equal(parameter, before[key])}
+        assert stayed == (set() if step % 4 == 0 else slow)
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_the_period_of_slow_blocks_is_among_the_levels_and_in_the_drawing():
+    model = language_model("hope-attention")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    system = inspect(model, step_tokens=100)
+    every_step, fourth = system.components[-2:]
+    assert (every_step.every, fourth.every) == ("every optimizer step", "every 4 optimizer steps")
+    assert (every_step.parameters, fourth.parameters) == (size - 2 * 2 * 16 * 16, 2 * 2 * 16 * 16)
+    assert (every_step.tokens(100), fourth.tokens(100)) == (100, 400)
+    drawing = system.to_svg()
+    assert "every 4 optimizer steps" in drawing
+    assert "1/400" in drawing
 
 
 @pytest.mark.parametrize(
@@ -158,6 +212,8 @@ def test_levels_are_named_with_their_periods():
     [
         ([{"signal": "task"}], "sequential", "signal='task' of a level is unknown: choose one of none, self."),
         ([{"signal": "self", "chunk_size": 0}], "sequential", "chunk_size=0 of a level must be at least 1."),
+        ([{"period": 0}], "sequential", "period=0 of a level must be at least 1."),
+        ([{"signal": "self", "period": 2}], "sequential", "period=2 of a level needs signal='none': a block with"),
         ([{"rule": "oja"}], "sequential", "rule='oja' of a level is unknown: choose one of gd, dgd."),
         ([{}], "parallel", "variant='parallel' is unknown"),
         ([], "sequential", "0 levels share intermediate_size=12: give at least 1 each."),

@@ -23,7 +23,7 @@ from nestling.errors import InputError
 from nestling.files import replacing
 from nestling.levels import inspect
 from nestling.train import checkpoint
-from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate
+from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate, peak
 from nestling.train.evaluation import autocast, evaluate
 from nestling.train.heap import keep_freed_memory
 from nestling.train.machine import describe, pick_device
@@ -68,6 +68,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, progress: 
     gradient that is not finite.
     """
     check(config)
+    config = dataclasses.replace(config, learning_rate=peak(config))
     keep_freed_memory()
     out = Path(out)
     start = _starting_point(config, out, resume)
