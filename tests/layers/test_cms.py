@@ -155,7 +155,7 @@ def test_a_block_is_not_moved_by_later_tokens_of_its_chunk():
 
 def test_levels_are_named_with_their_periods():
     system = ContinuumMemory(D, HIDDEN, [SLOW, FAST, CMSLevel()])
-    assert [(level.period, level.parameters) for level in system.components()] == [(8, 48), (4, 48)]
+    assert [(one.period, one.parameters) for one in system.components()] == [(8, 48), (4, 48)]
 
 
 def language_model(name):
@@ -194,17 +194,14 @@ def test_slow_blocks_change_when_due_and_then_as_accumulation_by_hand_says(name)
         assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
 
 
-def test_the_period_of_slow_blocks_is_among_the_levels_and_in_the_drawing():
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_period_of_slow_blocks_is_in_the_nested_system_and_its_drawing(trained):
     model = language_model("hope-attention")
-    size = sum(parameter.numel() for parameter in model.parameters())
-    system = inspect(model, step_tokens=100)
-    every_step, fourth = system.components[-2:]
-    assert (every_step.every, fourth.every) == ("every optimizer step", "every 4 optimizer steps")
-    assert (every_step.parameters, fourth.parameters) == (size - 2 * 2 * 16 * 16, 2 * 2 * 16 * 16)
-    assert (every_step.tokens(100), fourth.tokens(100)) == (100, 400)
-    drawing = system.to_svg()
-    assert "every 4 optimizer steps" in drawing
-    assert "1/400" in drawing
+    size, slow = sum(parameter.numel() for parameter in model.parameters()), 2 * 2 * 16 * 16
+    system = inspect(model, optimizers.build(model, TrainConfig()) if trained else None, step_tokens=100)
+    weights = [(one.every, one.tokens(100), one.parameters) for one in system.components if one.kind == "weights"]
+    assert sorted(weights) == [("every 4 optimizer steps", 400, slow), ("every optimizer step", 100, size - slow)]
+    assert "1/400" in system.to_svg()
 
 
 @pytest.mark.parametrize(

@@ -115,13 +115,13 @@ def test_a_slow_block_without_a_signal_has_a_level_of_its_own():
     system = inspect(model, MultiFrequency(AdamW(param_groups(model))), STEP)
     assert [[one.name for one in level] for level in system.levels][1:] == [
         ["momentum, every optimizer step", "second moment, every optimizer step"],
-        ["weights, every optimizer step", "gathered gradients"],  # which wait for the others, and these for neither
+        ["weights, every optimizer step", "waiting gradients"],  # which wait for the others, and these for neither
         ["momentum, every 4 optimizer steps", "second moment, every 4 optimizer steps"],
         ["weights, every 4 optimizer steps"],
     ]
     fast, slow = (f"weights, every {words}" for words in ("optimizer step", "4 optimizer steps"))
     assert Transfer("backpropagation", fast, slow) in system.transfers
-    assert Transfer("context generation", "gathered gradients", "momentum, every 4 optimizer steps") in system.transfers
+    assert Transfer("context generation", "waiting gradients", "momentum, every 4 optimizer steps") in system.transfers
 
 
 def test_m3_has_momentums_of_two_frequencies():
@@ -265,3 +265,17 @@ def test_a_model_without_anything_and_a_wrong_name_of_weights():
 
     with pytest.raises(InputError, match="'weights:q' names no parameter; there are w"):
         inspect(Wrong(1))
+
+
+def test_m3_at_a_slower_pace_gathers_twice():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = MultiFrequency(M3([{"params": model.parameters(), "period": 3}], frequency=5))
+    periods = {one.name: one.period for one in inspect(model, optimizer).components}
+    assert periods == {
+        "waiting gradients": 1,
+        "momentum": 3,
+        "second moment": 3,
+        "gathered gradients": 3,
+        "slow momentum": 15,
+        "weights": 3,
+    }

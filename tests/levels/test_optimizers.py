@@ -192,5 +192,5 @@ def test_multi_frequency_is_its_optimizer_at_a_slower_pace(period):
     inner = optim.Adam([{"params": [parameter(*MATRIX)], "period": period}])
     one = ours.MultiFrequency(inner)
     found = {memory.name: memory.period for memory in memories(one, one.param_groups[0])}
-    waiting = {"gathered gradients": 1, "weights": period} if period > 1 else {}
+    waiting = {"waiting gradients": 1, "weights": period} if period > 1 else {}
     assert found == {"momentum": period, "second moment": period} | waiting

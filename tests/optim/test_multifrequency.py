@@ -11,7 +11,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from exact import same
 from nestling.errors import InputError
-from nestling.optim.multifrequency import MultiFrequency
+from nestling.optim import M3, MultiFrequency, Muon, param_groups
+from optim.sharded import WORLD, both, shard
 
 STEPS = 13
 WRAPPED = {
@@ -19,7 +20,10 @@ WRAPPED = {
     "adamw": lambda groups: AdamW(groups, lr=0.02),
     "adamw foreach": lambda groups: AdamW(groups, lr=0.02, foreach=True),
     "adamw fused": lambda groups: AdamW(groups, lr=0.02, fused=True),
-    "muon": lambda groups: torch.optim.Muon(groups, lr=0.02),
+    "torch's muon": lambda groups: torch.optim.Muon(groups, lr=0.02),
+    "muon": lambda groups: Muon(groups, lr=0.02),
+    "m3": lambda groups: M3(groups, lr=0.02, frequency=2),
+    "m3 float64": lambda groups: M3(groups, lr=0.02, frequency=2, precision="float64"),
 }
 
 
@@ -36,17 +40,19 @@ def groups(model, periods=(1, 3, 4), **settings):
     ]
 
 
-def backward(model, step):
+def backward(model, step, rank=None):
+    """With a rank, one of two halves of the step's batch."""
     data = torch.randn(6, 5, generator=torch.Generator().manual_seed(step)).to(next(model.parameters()).dtype)
+    data = data if rank is None else data.chunk(WORLD)[rank]
     loss = functional.mse_loss(model(data.tanh()), data.roll(1, -1))
     loss.backward()
     return loss
 
 
-def train(model, optimizer, start, stop):
+def train(model, optimizer, start, stop, rank=None):
     for step in range(start, stop):
         optimizer.zero_grad()
-        backward(model, step)
+        backward(model, step, rank)
         optimizer.step()
 
 
@@ -118,7 +124,7 @@ def test_between_updates_neither_parameters_nor_moments_change(name):
 
 
 @pytest.mark.parametrize("stop", range(STEPS))
-@pytest.mark.parametrize("name", ["sgd", "adamw fused", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw fused", "m3"])
 def test_resumes_at_any_step_to_the_last_bit(name, stop):
     model = network()
     optimizer = MultiFrequency(WRAPPED[name](groups(model)))
@@ -237,9 +243,10 @@ def test_a_closure_is_called_once_and_its_loss_returned():
     assert same(weights(model), weights(twin))
 
 
-def test_a_copy_is_independent_and_continues_alike():
+@pytest.mark.parametrize("name", ["adamw", "m3"])
+def test_a_copy_is_independent_and_continues_alike(name):
     model = network()
-    optimizer = MultiFrequency(AdamW(groups(model), lr=0.02))
+    optimizer = MultiFrequency(WRAPPED[name](groups(model)))
     train(model, optimizer, 0, 5)
     twin, again = copy.deepcopy((model, optimizer))
     train(model, optimizer, 5, STEPS)
@@ -264,6 +271,18 @@ def test_a_failing_update_changes_nothing():
         optimizer.step()
     assert same(optimizer.state_dict(), before)
     assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_it_is_mixed_with_good_ones():
+    model = network()
+    named = {f"{number}.weight": {"period": period} for number, period in enumerate((1, 3, 4))}
+    optimizer = MultiFrequency(Muon(param_groups(model, {"*": "matrix"} | named)))
+    train(model, optimizer, 0, 1)
+    before = copy.deepcopy((weights(model), optimizer.state_dict()))
+    model[2].weight.grad[1, 1] = float("nan")
+    with pytest.raises(InputError, match=r"gradient of parameter '2\.weight' is not finite; nothing was changed"):
+        optimizer.step()
+    assert same((weights(model), optimizer.state_dict()), before)
 
 
 def test_a_step_that_the_gradient_scaler_skips_does_not_move_the_clock():
@@ -329,3 +348,25 @@ def test_a_period_that_is_none_is_refused(period):
 def test_a_reduction_that_is_none_is_refused():
     with pytest.raises(InputError, match="reduction: 'max' is not allowed; give one of sum, mean"):
         MultiFrequency(SGD(network().parameters(), lr=0.1), reduction="max")
+
+
+def sharded(rank):
+    """Two ranks, each with half of every batch, equal one process; and a resumed one equals them to the last bit."""
+    for name in ("adamw", "m3 float64"):
+        whole, parts = network(dtype=torch.float64), shard(network(dtype=torch.float64))
+        train(whole, MultiFrequency(WRAPPED[name](groups(whole))), 0, STEPS)
+        optimizer = MultiFrequency(WRAPPED[name](groups(parts)))
+        train(parts, optimizer, 0, 6, rank)
+        saved = copy.deepcopy((parts.state_dict(), optimizer.state_dict()))
+        train(parts, optimizer, 6, STEPS, rank)
+        first = [parameter.full_tensor() for parameter in parts.parameters()]
+        torch.testing.assert_close(first, weights(whole), rtol=0, atol=1e-12)
+        parts.load_state_dict(saved[0])
+        again = MultiFrequency(WRAPPED[name](groups(parts)))
+        again.load_state_dict(saved[1])
+        train(parts, again, 6, STEPS, rank)
+        assert same(first, [parameter.full_tensor() for parameter in parts.parameters()])
+
+
+def test_two_processes_that_share_a_model_equal_one(tmp_path):
+    both(sharded, tmp_path)

@@ -51,9 +51,9 @@ class CMSLevel:
 
     signal: what moves it besides the outer optimizer. chunk_size: tokens between its updates in context.
     rule: of its read-out: "gd" averages the chunk's gradients, "dgd" takes proximal steps; the inner layer averages.
-    period: optimizer steps between its updates where it has no signal of its own. The clock is still that of tokens:
-        a step reads batch size times sequence length of them, which no model knows, so the period is given in steps
-        and `nestling.levels` turns it into tokens. `nestling.optim.MultiFrequency` takes these steps.
+    period: optimizer steps between its updates where it has no signal of its own; `nestling.optim.MultiFrequency` takes
+        them. The clock is still that of tokens: a step reads batch size times sequence length of them, which no model
+        knows, so the period is given in steps, and `nestling.levels.inspect` puts it on the axis.
     """
 
     signal: Signal = "none"

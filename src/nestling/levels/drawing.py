@@ -131,7 +131,7 @@ def draw(system: "System", width: int = 960) -> str:
     periods = [one.tokens(system.step_tokens) for one in system.components]
     end = max(64, 4 * max((period for period in periods if period < math.inf), default=1))
     pitch = 16 if width < NARROW else 19
-    right = width - (18 + pitch * (1 + max(bus.column for bus in lines)) if lines else 12)
+    right = width - (18 + pitch * (1 + max(bus.column for bus in lines)) if lines else 40)
     frame = _Frame(4 if width < NARROW else _LABELS, right, width, end)
     rows, bottom = _rows(system, lines, frame)
     spans = [(row.middle - _BAR, row.middle + _BAR / 2) for row in rows.values()] if frame.narrow else [(_TOP, bottom)]

@@ -9,7 +9,7 @@ It speaks for its submodules too. Names are its own: equal components of several
 "weights" stands for the module's weights in the transfers. `describe.register(SomeModule)` adds a foreign class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import singledispatch
 from typing import Any
 
@@ -21,7 +21,8 @@ from nestling.levels.clock import Component, Transfer
 
 def described(module: nn.Module) -> Iterator[tuple[nn.Module, list[Component]]]:
     """Modules inside `module` that have components, and these; a module speaks for what it contains."""
-    own: Any = getattr(type(module), "components", None)  # of the class: an attribute may be a ModuleList of this name
+    # Of the class: an attribute may be a ModuleList of this name.
+    own: Callable[[nn.Module], list[Component]] | None = getattr(type(module), "components", None)
     found = own(module) if callable(own) else describe(module)
     if found:
         yield module, list(found)

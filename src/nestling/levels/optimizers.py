@@ -12,6 +12,7 @@ Of any other optimizer the memories are found by trying: a copy steps small para
 them, of which size, and at which of the steps that changes, is seen. Words for what is found are in words.py.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ def memories(optimizer: Optimizer, group: dict[str, Any]) -> list[Component]:
     Raises:
         InputError: the optimizer can't be tried, has taken no step yet and does not describe itself.
     """
-    own: Any = getattr(type(optimizer), "components", None)
+    own: Callable[[Optimizer, dict[str, Any]], list[Component]] | None = getattr(type(optimizer), "components", None)
     if callable(own):
         return list(own(optimizer, group))
     inner = getattr(optimizer, "optimizer", None)
@@ -59,7 +60,7 @@ def _periodic(found: list[Component], group: dict[str, Any]) -> list[Component]:
     period = group.get("period", 1)
     if period == 1:
         return found
-    name = "gathered gradients"
+    name = "waiting gradients"
     size = sum(p.numel() for p in group["params"])
     waits = Component(name, "optimizer", 1, "step", "the gradients", DOT, "sum, emptied at the update", size)
     slow = [replace(one, period=one.period * period, needs=(*one.needs, name)) for one in found if one.period]

@@ -142,7 +142,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        self.check_gradients()
+        self._check_gradients()
         for group, params in zip(self.param_groups, work, strict=True):
             matrices = [p for p in params if takes_matrix_rule(p, group)]
             vectors = [p for p in params if not takes_matrix_rule(p, group)]
@@ -220,7 +220,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 raise InputError(f"parameter {self.name_of(parameter)} is complex: give its real and imaginary part.")
         self.check(group)
 
-    def check_gradients(self) -> None:
+    def _check_gradients(self) -> None:
         """InputError for a sparse gradient or, with `check_finite`, one that is not finite; `step` begins with it."""
         checked = []
         for group in self.param_groups:

@@ -76,6 +76,10 @@ class MultiFrequency(Optimizer):
         self.optimizer.add_param_group(param_group)
         self._share()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; what waits for an update stays."""
+        self.optimizer.zero_grad(set_to_none)
+
     @torch.compiler.disable(recursive=False)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -90,7 +94,7 @@ class MultiFrequency(Optimizer):
             with torch.enable_grad():
                 loss = closure() if closure else None
             if isinstance(self.optimizer, MatrixOptimizer):
-                self.optimizer.check_gradients()  # of waiting groups too, before they are mixed with good ones
+                self.optimizer._check_gradients()  # of waiting groups too, before they are mixed with good ones
             self._update([group for group in self.param_groups if due(now, group["period"])])
             self._take_in([group for group in self.param_groups if not due(now, group["period"])])
         self.clock = now
