@@ -222,3 +222,17 @@ def test_loss_leaves_out_and_counts(model):
     expected = torch.nn.functional.cross_entropy(logits[:, :4].flatten(0, 1), ids[:, 1:5].flatten(), reduction="sum")
     torch.testing.assert_close(model(ids, labels=labels).loss, expected / 8)
     torch.testing.assert_close(model(ids, labels=labels, num_items_in_batch=16).loss, expected / 16)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
+def test_compiles_as_one_graph(name):
+    model, ids = make(name, num_hidden_layers=1).train(), tokens(2, 6)  # tracing takes seconds a chunk
+    compiled = torch.compile(model.model, backend="aot_eager", fullgraph=True)
+    found = []
+    for run in (model.model, compiled):
+        model.zero_grad()
+        y = run(ids, use_cache=False).last_hidden_state
+        y.square().sum().backward()
+        found.append([y.detach(), *(parameter.grad for parameter in model.model.parameters())])
+    for eager, one_graph in zip(*found, strict=True):
+        torch.testing.assert_close(one_graph, eager, **CLOSE)

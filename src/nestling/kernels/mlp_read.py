@@ -161,7 +161,7 @@ class _Project(torch.autograd.Function):
         dk, row = scale_backward(dk.mT, k, scale_k), draw.unsqueeze(2)
         da = torch.empty_like(a)
         da[:, 0] = torch.bmm(W1[:, 1].mT, dk)
-        torch.mul(short.unsqueeze(3), row, out=da[:, 1:])
+        da[:, 1:] = short.unsqueeze(3) * row
         dshort = row @ a[:, 1:].mT
         dW1[:, 1] = torch.bmm(dk, a[:, 0].mT)
         dW1[:, 2:4] = gates.unsqueeze(3) * dshort
