@@ -21,6 +21,7 @@ COMMANDS = {
     "levels": "nestling.commands.levels:Levels",
     "report": "nestling.commands.report:Report",
     "bench": "nestling.commands.bench:Bench",
+    "recipe": "nestling.commands.recipe:Recipe",
     "doctor": "nestling.commands.doctor:Doctor",
 }
 """Name -> `module:class`; the order is that of the help."""

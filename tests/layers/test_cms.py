@@ -77,6 +77,7 @@ def by_token(system, x):
     return y
 
 
+@pytest.mark.paper("Eq. 70-74")
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 17, 37])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_equals_the_definition(name, length):
@@ -132,6 +133,7 @@ def test_padding_writes_nothing_and_rows_may_stand_apart(name):
             torch.testing.assert_close(actual, system(alone)[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.paper("Eq. 70")
 def test_one_block_without_a_signal_is_the_feed_forward_block():
     system = ContinuumMemory(D, HIDDEN)
     plain = MLP(D, HIDDEN)

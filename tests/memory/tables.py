@@ -16,11 +16,17 @@ from nestling.memory.oja import Oja
 from nestling.memory.omega import Omega
 from nestling.memory.retention import KL, ChannelDecay, Decay, Lq
 from nestling.memory.rule import Frozen
-from nestling.memory.structure import GatedMLP, Matrix, ResidualMLP, init
+from nestling.memory.structure import MLP, GatedMLP, Matrix, ResidualMLP, init
 
 D, HIDDEN, CHUNK = 3, 4, 4
 
-STRUCTURES = {"matrix": Matrix(), "mlp": ResidualMLP(), "deep": ResidualMLP(3), "gated": GatedMLP()}
+STRUCTURES = {
+    "matrix": Matrix(),
+    "mlp": ResidualMLP(),
+    "deep": ResidualMLP(3),
+    "gated": GatedMLP(),
+    "plain": MLP(),
+}
 OBJECTIVES = {"dot": DotProduct(), "l2": L2(), "lp": Lp(3.0, 0.1), "huber": Huber(0.5)}
 # Rule of the read-out layer, rule of the hidden layers.
 HIDDEN_GD = GD("implicit", 1 / CHUNK)
@@ -69,7 +75,7 @@ def members() -> list[tuple[str, str, str, str, str]]:
         nonlinear = not RETENTIONS[retention].linear
         if nonlinear and (rule not in ("gd", "omega") or read != "boundary"):
             continue
-        if structure in ("deep", "gated") and (rule not in ("dgd", "dgd-surprise") or retention != "initial"):
+        if structure in ("deep", "gated", "plain") and (rule not in ("dgd", "dgd-surprise") or retention != "initial"):
             continue
         if momentum == "letter" and (retention != "initial" or structure not in ("matrix", "mlp")):
             continue

@@ -5,11 +5,12 @@ import torch
 
 from memory.tables import HIDDEN, OBJECTIVES, STRUCTURES, D, close
 from nestling.errors import InputError
-from nestling.memory.feature import Identity, Polynomial, Positive
+from nestling.memory.feature import Identity, Polynomial, Positive, Power
 from nestling.memory.objective import L2, Huber, Lp
-from nestling.memory.structure import Matrix, ResidualMLP, fixed, gelu_slope, init
+from nestling.memory.structure import MLP, Matrix, ResidualMLP, fixed, gelu_slope, init
 
 
+@pytest.mark.paper("Eq. 29")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_writes_are_the_gradient(structure: str, objective: str) -> None:
@@ -87,4 +88,20 @@ def test_features() -> None:
     assert phi(x).shape[-1] == phi.width(D)
     close((phi(x) * phi(y)).sum(-1), 1 + dot + dot**2 / 2 + dot**3 / 6)
     assert (Positive()(x) > 0).all()
-    assert Positive().width(D) == Identity().width(D) == D
+    close(Power(3.0)(x), x**3)
+    assert (Power(0.5)(-x) == -Power(0.5)(x)).all()
+    assert Positive().width(D) == Identity().width(D) == Power().width(D) == D
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_plain_mlp_is_odd(layers: int) -> None:
+    weights = init(MLP(layers), D, 2 * D, HIDDEN)
+    x = torch.randn(5, D)
+    close(MLP(layers).forward(fixed(weights), -x), -MLP(layers).forward(fixed(weights), x))
+
+
+def test_mlps_refuse_what_they_are_not() -> None:
+    with pytest.raises(InputError, match="gelu, tanh"):
+        MLP(activation="relu")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="use Matrix"):
+        MLP(1)

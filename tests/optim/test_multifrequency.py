@@ -92,6 +92,7 @@ def test_equals_accumulation_written_by_hand(name, reduction):
     assert same(weights(ours), weights(theirs))
 
 
+@pytest.mark.paper("Eq. 71")
 def test_gradient_descent_is_equation_71_in_float64():
     model = network(dtype=torch.float64)
     optimizer, rate = MultiFrequency(SGD(groups(model), lr=0.1), period=1), 0.1

@@ -52,6 +52,25 @@ class Positive:
 
 
 @dataclass(frozen=True)
+class Power:
+    """Elementwise `sign(x) |x|^exponent`: odd, of the same width. 0 is the sign, 1 the identity, 3 the cube."""
+
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.exponent < 0:
+            raise InputError(f"Power(exponent={self.exponent}) needs an exponent of 0 or more; use Power(0.5).")
+
+    def width(self, d: int) -> int:
+        """`d`."""
+        return d
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`sign(x) |x|^exponent`."""
+        return x.sign() * x.abs() ** self.exponent
+
+
+@dataclass(frozen=True)
 class Polynomial:
     """All products of up to `degree` coordinates, scaled so that `<phi(x), phi(y)> = sum_i <x, y>^i / i!`."""
 

@@ -5,7 +5,7 @@ layer is `W (..., out, in)`. Reading takes callables `x -> W x`, so that the sam
 of a chunk, or a slow module. Layers are listed from the output inwards, as the paper numbers them: `W1` then `W2`.
 
 For every linear layer the gradient at one token is an outer product `delta x^T` of the gradient at the layer's output
-and the layer's input (Nested Learning, Eq. 54), so `writes` returns just these two, written out by hand and
+and the layer's input (Nested Learning, Eq. 29), so `writes` returns just these two, written out by hand and
 differentiable for the outer loss, and what the layer should put out where that is known (the "direct" target).
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def gelu_slope(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`M(x) = W x`."""
+    """`M(x) = W x` (Eq. 16, 78)."""
 
     direct = (True,)
 
@@ -108,46 +108,76 @@ def _same_width(name: str, d: int, o: int) -> None:
         )
 
 
+def tanh_slope(x: Tensor) -> Tensor:
+    """Derivative of tanh, `1 - tanh(x)^2`."""
+    return 1 - torch.tanh(x).square()
+
+
+ACTIVATIONS = {"gelu": (gelu, gelu_slope), "tanh": (torch.tanh, tanh_slope)}
+
+
 @dataclass(frozen=True)
-class ResidualMLP:
-    """`M(x) = x + W1 s(W2 s(... Wn x))` with `n = layers` and `s` the exact GELU (Eq. 89, 91 with two layers)."""
+class MLP:
+    """`M(x) = W1 s(W2 s(... Wn x))` with `n = layers`, of any key and value width.
+
+    `s` is tanh, so that `M(-x) = -M(x)`: a memory of gradients must turn with the sign of the loss.
+    """
 
     layers: int = 2
+    activation: Literal["gelu", "tanh"] = "tanh"
+    residual: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.layers < 2:
-            raise InputError(f"ResidualMLP(layers={self.layers}) needs at least 2 layers; use Matrix for one.")
+            raise InputError(
+                f"{type(self).__name__}(layers={self.layers}) needs at least 2 layers; use Matrix for one."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}.")
 
     @property
     def direct(self) -> tuple[bool, ...]:
-        """Only the read-out layer W1 has a direct target, `v - k`."""
+        """Only the read-out layer W1 has a direct target: `v`, or `v - k` beside a residual."""
         return (True,) + (False,) * (self.layers - 1)
 
     def shapes(self, d: int, o: int, hidden: int) -> tuple[tuple[int, int], ...]:
-        """`(d, h)`, then `(h, h)` as often as needed, then `(h, d)`."""
-        _same_width("ResidualMLP", d, o)
-        return ((d, hidden), *(((hidden, hidden),) * (self.layers - 2)), (hidden, d))
+        """`(o, h)`, then `(h, h)` as often as needed, then `(h, d)`."""
+        if self.residual:
+            _same_width(type(self).__name__, d, o)
+        return ((o, hidden), *(((hidden, hidden),) * (self.layers - 2)), (hidden, d))
 
     def forward(self, linears: Sequence[Linear], x: Tensor) -> Tensor:
-        """`x + W1 s(W2 ...)`."""
+        """`W1 s(W2 ...)`, plus `x` if there is a residual."""
+        s, _ = ACTIVATIONS[self.activation]
         a = x
         for linear in reversed(linears[1:]):
-            a = gelu(linear(a))
-        return x + linears[0](a)
+            a = s(linear(a))
+        y = linears[0](a)
+        return x + y if self.residual else y
 
     def writes(self, weights: Sequence[Tensor], k: Tensor, v: Tensor, objective: Objective) -> list[Sight]:
         """`(a, e)` for W1 with `e` the gradient at the output; inwards `delta_l = (W^T delta) * s'(z_l)`."""
+        s, slope = ACTIVATIONS[self.activation]
         inputs, slopes = [k], []
         for weight in reversed(weights[1:]):
             z = inputs[-1] @ weight.mT
-            inputs.append(gelu(z))
-            slopes.append(gelu_slope(z))
-        delta = objective.delta(k + inputs[-1] @ weights[0].mT, v)
-        sights = [Sight(inputs.pop(), delta, v - k)]
+            inputs.append(s(z))
+            slopes.append(slope(z))
+        y = inputs[-1] @ weights[0].mT
+        delta = objective.delta(k + y if self.residual else y, v)
+        sights = [Sight(inputs.pop(), delta, v - k if self.residual else v)]
         for weight in weights[:-1]:
             delta = (delta @ weight) * slopes.pop()
             sights.append(Sight(inputs.pop(), delta, None))
         return sights
+
+
+@dataclass(frozen=True)
+class ResidualMLP(MLP):
+    """`M(x) = x + W1 s(W2 s(... Wn x))` with `n = layers` and `s` the exact GELU (Eq. 89, 91 with two layers)."""
+
+    activation: Literal["gelu", "tanh"] = "gelu"
+    residual: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

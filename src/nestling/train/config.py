@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, tuple[str, float]] = {
     "muon": ("Muon", 2e-3),
     "adamuon": ("AdaMuon", 2e-3),
     "m3": ("M3", 2e-3),
-    "delta-momentum": ("DeltaMomentum", 2e-2),
+    "delta-momentum": ("DeltaMomentum", 2e-3),
 }
 """Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 
