@@ -9,10 +9,14 @@ from torch import nn, optim
 
 from nestling import optim as ours
 from nestling.errors import InputError
-from nestling.levels import Component
+from nestling.levels import Component, inspect
 from nestling.levels.optimizers import memories
 from nestling.levels.trial import tried
 from nestling.levels.words import KEYS
+from nestling.memory.structure import MLP
+from nestling.optim.associative import AssociativeMomentum
+from nestling.optim.dgd import DGD
+from nestling.optim.gradients import Whitening
 
 MATRIX = (6, 4)
 TORCH = {
@@ -167,6 +171,9 @@ OURS = {
     "DeltaMomentum": (ours.DeltaMomentum, {}),
     "M3": (ours.M3, {"frequency": 6}),
     "M3, no slow momentum": (ours.M3, {"alpha": 0.0}),
+    "AssociativeMomentum": (AssociativeMomentum, {}),
+    "AssociativeMomentum, preconditioned": (AssociativeMomentum, {"value": Whitening()}),
+    "AssociativeMomentum, deep": (AssociativeMomentum, {"structure": MLP(), "hidden": 9}),
     "M3, sums": (ours.M3, {"accumulate": "sum", "frequency": 4}),
 }
 
@@ -194,3 +201,12 @@ def test_multi_frequency_is_its_optimizer_at_a_slower_pace(period):
     found = {memory.name: memory.period for memory in memories(one, one.param_groups[0])}
     waiting = {"waiting gradients": 1, "weights": period} if period > 1 else {}
     assert found == {"momentum": period, "second moment": period} | waiting
+
+
+def test_dgd_remembers_no_gradients():
+    model = nn.Sequential(nn.Linear(16, 12), nn.LayerNorm(12))
+    system = inspect(model, DGD(model))
+    assert [[one.name for one in level] for level in system.levels] == [
+        ["momentum", "second moment"],
+        ["weights (DGD)", "weights (AdamW)"],
+    ]

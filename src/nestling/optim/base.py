@@ -113,8 +113,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """InputError if one of the subclass's hyper-parameters is out of range."""
 
     def words(self, group: dict[str, Any]) -> dict[str, Words]:
-        """What the entries of the state remember, for `nestling.levels`; entries left out are no memories."""
-        return {name: KEYS[name] for name in self.states}
+        """What the entries of `init` remember, for `nestling.levels`; entries left out are no memories."""
+        own = Words("", f"{type(self).__name__}'s own", f"{type(self).__name__}'s own")
+        names = self.init(torch.empty(1, 2, 2, device="meta"), group)
+        return {name: KEYS.get(name, replace(own, name=name.replace("_", " "))) for name in names}
 
     # The contract of torch.optim.Optimizer.
 
@@ -195,10 +197,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             sizes: dict[str, int] = dict.fromkeys(words, sum(p.numel() for p in group["params"]))
             return [*worded(words, sizes, group), Component("weights", "weights", 1, "step", rule="AdamW")]
         sizes = Counter()
-        for parameter in matrices:
-            sides = (parameter.shape[0], parameter.shape[1:].numel()) if parameter.ndim > 1 else (1, parameter.numel())
-            state = self.init(torch.empty(1, *sides, device="meta"), group)
-            sizes.update({name: tensor.numel() for name, tensor in state.items()})
+        for (rows, columns), count in Counter((p.shape[0] if p.ndim > 1 else 1, _columns(p)) for p in matrices).items():
+            state = self.init(torch.empty(1, rows, columns, device="meta"), group)
+            sizes.update({name: count * tensor.numel() for name, tensor in state.items()})
         weights = Component("weights", "weights", 1, "step", rule=type(self).__name__)
         return [*worded(self.words(group), sizes, group), weights]
 
@@ -255,6 +256,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         rate = float(group["lr"])
         factor = self.shape_factor(grad.shape[1], grad.shape[2], group)
         batch.write(step, 1 - rate * group["weight_decay"], -rate * factor)
+
+
+def _columns(parameter: Tensor) -> int:
+    return parameter.shape[1:].numel() if parameter.ndim > 1 else parameter.numel()
 
 
 def takes_matrix_rule(parameter: Tensor, group: dict[str, Any]) -> bool:
