@@ -9,7 +9,7 @@ from functools import partial
 
 from torch.optim import Optimizer
 
-from nestling.optim import M3, AdaMuon, DeltaMomentum, Muon
+from nestling.optim import M3, AdaMuon, DeltaMomentum, MultiFrequency, Muon
 from nestling.optim.associative import AssociativeMomentum
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -21,4 +21,5 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "delta": partial(DeltaMomentum, precision="float32"),
     "delta-letter": partial(DeltaMomentum, xi_max=1.0, output="identity"),
     "associative": AssociativeMomentum,
+    "multi-frequency": lambda params, **settings: MultiFrequency(M3(params, precision="float32", **settings)),
 }
