@@ -60,11 +60,11 @@ def weights(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("name", WRAPPED)
-def test_period_one_is_the_wrapped_optimizer(name):
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_period_one_is_the_wrapped_optimizer(kind):
     ours, theirs = network(), network()
-    plain = WRAPPED[name](list(theirs.parameters()))
-    wrapped = MultiFrequency(WRAPPED[name](list(ours.parameters())))
+    plain = WRAPPED[kind](list(theirs.parameters()))
+    wrapped = MultiFrequency(WRAPPED[kind](list(ours.parameters())))
     train(ours, wrapped, 0, STEPS)
     train(theirs, plain, 0, STEPS)
     assert same(weights(ours), weights(theirs))
@@ -73,13 +73,13 @@ def test_period_one_is_the_wrapped_optimizer(name):
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("name", WRAPPED)
-def test_equals_accumulation_written_by_hand(name, reduction):
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_equals_accumulation_written_by_hand(kind, reduction):
     """One optimizer a matrix; autograd itself adds up `.grad` until that optimizer's turn."""
     ours, theirs = network(), network()
-    train(ours, MultiFrequency(WRAPPED[name](groups(ours)), reduction=reduction), 0, STEPS)
+    train(ours, MultiFrequency(WRAPPED[kind](groups(ours)), reduction=reduction), 0, STEPS)
     separate = [
-        (WRAPPED[name](list(layer.parameters())), period) for layer, period in zip(theirs, (1, 3, 4), strict=True)
+        (WRAPPED[kind](list(layer.parameters())), period) for layer, period in zip(theirs, (1, 3, 4), strict=True)
     ]
     for step in range(STEPS):
         backward(theirs, step)
@@ -108,10 +108,10 @@ def test_gradient_descent_is_equation_71_in_float64():
     torch.testing.assert_close(weights(model), theta, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", WRAPPED)
-def test_between_updates_neither_parameters_nor_moments_change(name):
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_between_updates_neither_parameters_nor_moments_change(kind):
     model = network()
-    optimizer = MultiFrequency(WRAPPED[name](groups(model)))
+    optimizer = MultiFrequency(WRAPPED[kind](groups(model)))
     for step in range(STEPS):
         before, moments = weights(model), copy.deepcopy(list(optimizer.state.values()))
         train(model, optimizer, step, step + 1)
@@ -125,14 +125,14 @@ def test_between_updates_neither_parameters_nor_moments_change(name):
 
 
 @pytest.mark.parametrize("stop", range(STEPS))
-@pytest.mark.parametrize("name", ["sgd", "adamw fused", "m3"])
-def test_resumes_at_any_step_to_the_last_bit(name, stop):
+@pytest.mark.parametrize("kind", ["sgd", "adamw fused", "m3"])
+def test_resumes_at_any_step_to_the_last_bit(kind, stop):
     model = network()
-    optimizer = MultiFrequency(WRAPPED[name](groups(model)))
+    optimizer = MultiFrequency(WRAPPED[kind](groups(model)))
     train(model, optimizer, 0, stop)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     twin = network(seed=1)
-    again = MultiFrequency(WRAPPED[name](groups(twin, (1, 1, 1))))
+    again = MultiFrequency(WRAPPED[kind](groups(twin, (1, 1, 1))))
     train(twin, again, 0, 2)
     twin.load_state_dict(saved[0])
     again.load_state_dict(saved[1])
@@ -244,10 +244,10 @@ def test_a_closure_is_called_once_and_its_loss_returned():
     assert same(weights(model), weights(twin))
 
 
-@pytest.mark.parametrize("name", ["adamw", "m3"])
-def test_a_copy_is_independent_and_continues_alike(name):
+@pytest.mark.parametrize("kind", ["adamw", "m3"])
+def test_a_copy_is_independent_and_continues_alike(kind):
     model = network()
-    optimizer = MultiFrequency(WRAPPED[name](groups(model)))
+    optimizer = MultiFrequency(WRAPPED[kind](groups(model)))
     train(model, optimizer, 0, 5)
     twin, again = copy.deepcopy((model, optimizer))
     train(model, optimizer, 5, STEPS)
@@ -360,17 +360,17 @@ def test_a_reduction_that_is_none_is_refused():
 
 def sharded(rank):
     """Two ranks, each with half of every batch, equal one process; and a resumed one equals them to the last bit."""
-    for name in ("adamw", "m3 float64"):
+    for kind in ("adamw", "m3 float64"):
         whole, parts = network(dtype=torch.float64), shard(network(dtype=torch.float64))
-        train(whole, MultiFrequency(WRAPPED[name](groups(whole))), 0, STEPS)
-        optimizer = MultiFrequency(WRAPPED[name](groups(parts)))
+        train(whole, MultiFrequency(WRAPPED[kind](groups(whole))), 0, STEPS)
+        optimizer = MultiFrequency(WRAPPED[kind](groups(parts)))
         train(parts, optimizer, 0, 6, rank)
         saved = copy.deepcopy((parts.state_dict(), optimizer.state_dict()))
         train(parts, optimizer, 6, STEPS, rank)
         first = [parameter.full_tensor() for parameter in parts.parameters()]
         torch.testing.assert_close(first, weights(whole), rtol=0, atol=1e-12)
         parts.load_state_dict(saved[0])
-        again = MultiFrequency(WRAPPED[name](groups(parts)))
+        again = MultiFrequency(WRAPPED[kind](groups(parts)))
         again.load_state_dict(saved[1])
         train(parts, again, 6, STEPS, rank)
         assert same(first, [parameter.full_tensor() for parameter in parts.parameters()])

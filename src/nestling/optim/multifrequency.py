@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from nestling.errors import InputError
 from nestling.levels.clock import due
 from nestling.optim.base import MatrixOptimizer
+from nestling.optim.compiling import bookkeeping, outer
 from nestling.optim.layerwise import LayerOptimizer
 
 REDUCTIONS = ("sum", "mean")
@@ -81,7 +82,7 @@ class MultiFrequency(Optimizer):
         """As torch's; what waits for an update stays."""
         self.optimizer.zero_grad(set_to_none)
 
-    @torch.compiler.disable(recursive=False)
+    @outer
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move the clock by one: update the groups that are due, take in the gradients of the others.
@@ -101,7 +102,7 @@ class MultiFrequency(Optimizer):
         self.clock = now
         return loss
 
-    @torch.compiler.disable(recursive=False)
+    @outer
     def _update(self, groups: list[dict[str, Any]]) -> None:
         """Step these groups with what their gradients add up to; their `.grad` is afterwards what it was."""
         if not groups:
@@ -120,7 +121,7 @@ class MultiFrequency(Optimizer):
         for parameter, _ in before:
             self.accumulated.pop(parameter, None)
 
-    @torch.compiler.disable()
+    @bookkeeping
     def _give_out(self, group: dict[str, Any]) -> None:
         """Set `.grad` to the sum, or the mean, of the gradients since the last update."""
         if group["period"] == 1:
@@ -133,7 +134,7 @@ class MultiFrequency(Optimizer):
             scale = 1 / group["period"] if group["reduction"] == "mean" else 1
             parameter.grad = (total * scale if scale != 1 else total).to(parameter.dtype)
 
-    @torch.compiler.disable()
+    @bookkeeping
     def _take_in(self, groups: list[dict[str, Any]]) -> None:
         """Add the gradients to what waits for the next update."""
         pairs = [(p, p.grad) for group in groups for p in group["params"] if p.grad is not None]
