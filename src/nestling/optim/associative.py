@@ -131,4 +131,3 @@ class AssociativeMomentum(MatrixOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"memory": self.memory, "output": self.output}
-
