@@ -188,6 +188,7 @@ class ContinuumMemory(nn.Module):
         """The blocks with a signal of their own; the others are weights."""
         own = [block for block in self.chain if block.level.signal == "self"]
         names = [f"CMS {block.level.chunk_size}" for block in own]
+        places = [self.chain.index(block) for block in own]
         kind = {"sequential": "direct", "nested": "initialization"}.get(self.variant)
         passed = [Transfer(kind, *pair) for pair in pairwise(names)] if kind else []
         return [
@@ -200,12 +201,12 @@ class ContinuumMemory(nn.Module):
                 rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
                 parameters=2 * block.up.weight.numel(),
                 transfers=(
-                    Transfer("initialization", "weights", name),
+                    Transfer("initialization", f"weights:blocks.{place}", name),
                     *(one for one in passed if one.source == name != one.target),
                     Transfer("direct", name, "weights"),
                 ),
             )
-            for name, block in zip(names, own, strict=True)
+            for name, place, block in zip(names, places, own, strict=True)
         ]
 
 
