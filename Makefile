@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench paper clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -29,6 +29,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/nestling bench
+
+# docs/paper.md: every equation of the paper, its code and its tests.
+paper: setup
+	$(BIN)/python tests/paper/table.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

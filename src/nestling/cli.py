@@ -18,8 +18,10 @@ COMMANDS = {
     "demo": "nestling.commands.demo:Demo",
     "train": "nestling.commands.train:Train",
     "generate": "nestling.commands.generate:Generate",
+    "levels": "nestling.commands.levels:Levels",
     "report": "nestling.commands.report:Report",
     "bench": "nestling.commands.bench:Bench",
+    "recipe": "nestling.commands.recipe:Recipe",
     "doctor": "nestling.commands.doctor:Doctor",
 }
 """Name -> `module:class`; the order is that of the help."""

@@ -41,6 +41,7 @@ def written_out(layer, x):
 OPTIONS = [{}, {"num_key_value_heads": 2}, {"sliding_window": 3}, {"sliding_window": 1, "num_key_value_heads": 1}]
 
 
+@pytest.mark.paper("Eq. 62-63")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_equals_the_formula(options):
     layer, x = make(**options), torch.randn(2, 11, 16, dtype=torch.float64)

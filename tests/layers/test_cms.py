@@ -7,11 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.optim import AdamW
 
+from nestling import models
 from nestling.errors import InputError
 from nestling.layers.cms import CMSLevel, ContinuumMemory
 from nestling.layers.feedforward import MLP
+from nestling.levels import inspect
 from nestling.memory.scan import scan
+from nestling.train import optimizer as optimizers
+from nestling.train.config import TrainConfig
 
 B, D, HIDDEN = 2, 6, 12
 FAST, SLOW = CMSLevel("self", 4, "dgd"), CMSLevel("self", 8)
@@ -72,6 +77,7 @@ def by_token(system, x):
     return y
 
 
+@pytest.mark.paper("Eq. 70-74")
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 17, 37])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_equals_the_definition(name, length):
@@ -127,6 +133,7 @@ def test_padding_writes_nothing_and_rows_may_stand_apart(name):
             torch.testing.assert_close(actual, system(alone)[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.paper("Eq. 70")
 def test_one_block_without_a_signal_is_the_feed_forward_block():
     system = ContinuumMemory(D, HIDDEN)
     plain = MLP(D, HIDDEN)
@@ -150,7 +157,53 @@ def test_a_block_is_not_moved_by_later_tokens_of_its_chunk():
 
 def test_levels_are_named_with_their_periods():
     system = ContinuumMemory(D, HIDDEN, [SLOW, FAST, CMSLevel()])
-    assert [(level.period, level.parameters) for level in system.levels()] == [(8, 48), (4, 48)]
+    assert [(one.period, one.parameters) for one in system.components()] == [(8, 48), (4, 48)]
+
+
+def language_model(name):
+    """Two layers, each with a block of period 4 and one of period 1."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return models.create(name, levels=[{"period": 4}, {}], **sizes)
+
+
+@pytest.mark.parametrize("name", ["hope", "hope-attention"])
+def test_slow_blocks_change_when_due_and_then_as_accumulation_by_hand_says(name):
+    """The optimizer that training builds, against autograd's own sum of four steps in `.grad`."""
+    ours, theirs = language_model(name), language_model(name)
+    slow = {key for key, _ in ours.named_parameters() if "channel.blocks.0." in key}
+    assert len(slow) == 4
+    optimizer = optimizers.build(ours, TrainConfig(learning_rate=0.01))
+    groups = optimizers.decay_groups(theirs, TrainConfig.weight_decay)
+    assert {key for group in groups for key in group["names"] if "period" in group} == slow
+    by_hand = {
+        period: AdamW([g for g in groups if g.get("period", 1) == period], 0.01, TrainConfig.betas, fused=True)
+        for period in (1, 4)
+    }
+    for step in range(1, 10):
+        ids = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(step))
+        before = {key: parameter.detach().clone() for key, parameter in ours.named_parameters()}
+        ours(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        theirs(ids, labels=ids).loss.backward()
+        for period, one in by_hand.items():
+            if step % period == 0:
+                one.step()
+                one.zero_grad()
+        stayed = {key for key, parameter in ours.named_parameters() if torch.equal(parameter, before[key])}
+        assert stayed == (set() if step % 4 == 0 else slow)
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_period_of_slow_blocks_is_in_the_nested_system_and_its_drawing(trained):
+    model = language_model("hope-attention")
+    size, slow = sum(parameter.numel() for parameter in model.parameters()), 2 * 2 * 16 * 16
+    system = inspect(model, optimizers.build(model, TrainConfig()) if trained else None, step_tokens=100)
+    weights = [(one.every, one.tokens(100), one.parameters) for one in system.components if one.kind == "weights"]
+    assert sorted(weights) == [("every 4 optimizer steps", 400, slow), ("every optimizer step", 100, size - slow)]
+    assert "1/400" in system.to_svg()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +211,8 @@ def test_levels_are_named_with_their_periods():
     [
         ([{"signal": "task"}], "sequential", "signal='task' of a level is unknown: choose one of none, self."),
         ([{"signal": "self", "chunk_size": 0}], "sequential", "chunk_size=0 of a level must be at least 1."),
+        ([{"period": 0}], "sequential", "period=0 of a level must be at least 1."),
+        ([{"signal": "self", "period": 2}], "sequential", "period=2 of a level needs signal='none': a block with"),
         ([{"rule": "oja"}], "sequential", "rule='oja' of a level is unknown: choose one of gd, dgd."),
         ([{}], "parallel", "variant='parallel' is unknown"),
         ([], "sequential", "0 levels share intermediate_size=12: give at least 1 each."),

@@ -56,6 +56,7 @@ def run(memory: Memory, x: Data, eta: Tensor, alpha: Tensor, beta: Tensor | None
 ONES = torch.ones(B, T, dtype=torch.float64)
 
 
+@pytest.mark.paper("Eq. 15")
 @pytest.mark.parametrize("size", [1, 4, 16])
 def test_linear_attention(size: int) -> None:
     x = Data()
@@ -72,6 +73,7 @@ def test_retnet(head: int) -> None:
     close(run(memory, x, ONES, gamma * ONES), want, 1e-13)
 
 
+@pytest.mark.paper("Eq. 65")
 def test_deltanet() -> None:
     x = Data()
     memory = Memory(Matrix(), L2(), (DGD(step="explicit"),), Decay("zero"), chunk_size=4)
@@ -94,6 +96,7 @@ def test_gated_deltanet() -> None:
     close(states.read(x.q), loop(step, x.q, torch.zeros(B, OUT, D)), 1e-13)
 
 
+@pytest.mark.paper("Eq. 88")
 def test_dgd_with_retention_outside_the_bracket() -> None:
     """Eq. 88 with a state-free target: alpha multiplies I, not the bracket."""
     x = Data()
@@ -134,6 +137,7 @@ def test_comba() -> None:
     close(states.read(query), loop(step, query, torch.zeros(B, OUT, D)), 1e-13)
 
 
+@pytest.mark.paper("Eq. 66")
 def test_ojanet() -> None:
     """Eq. 66, with the transposition its last term needs."""
     x = Data()
@@ -249,6 +253,7 @@ def test_lq_of_two_is_decay(retention: Retention) -> None:
     close(retention.link(z), z, 1e-12)
 
 
+@pytest.mark.paper("Eq. 68")
 def test_omega() -> None:
     """Eq. 68 with the gradient it leaves out: every token descends on the last c pairs at once."""
     x, window = Data(), 3

@@ -35,6 +35,7 @@ def only(memory: Memory, state: State) -> Tensor:
     return memory.weights(state, state.current)[0]
 
 
+@pytest.mark.paper("Eq. 56-57, 113")
 @pytest.mark.parametrize("eta", [1e-3, 0.5, 10.0, 1e6])
 def test_implicit_step_is_the_proximal_minimum(eta: float) -> None:
     """The step solves `min 1/2 |W x - u|^2 + 1/(2 eta) |W - W_t|^2` for any |x|: compare with least squares."""

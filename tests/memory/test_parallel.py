@@ -46,6 +46,7 @@ def compare(mem: Memory, data: Inputs) -> None:
         close(a, b)
 
 
+@pytest.mark.paper("Eq. 88, 90")
 @pytest.mark.parametrize("names", members(), ids="-".join)
 def test_parallel_form_equals_definition(names: tuple[str, ...]) -> None:
     mem = memory(*names)

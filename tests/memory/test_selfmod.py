@@ -62,6 +62,7 @@ def states_of(config, carried):
     return {name: [w[:, i] for w in carried.current] for i, name in enumerate(config.stack)}
 
 
+@pytest.mark.paper("Eq. 79-91")
 @pytest.mark.parametrize(("name", "length"), list(itertools.product(CONFIGS, LENGTHS)))
 def test_chunked_equals_scan(name, length):
     config = CONFIGS[name]

@@ -10,6 +10,7 @@ from nestling.memory.objective import L2, Huber, Lp
 from nestling.memory.structure import MLP, Matrix, ResidualMLP, fixed, gelu_slope, init
 
 
+@pytest.mark.paper("Eq. 29")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_writes_are_the_gradient(structure: str, objective: str) -> None:

@@ -67,6 +67,7 @@ def same(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-12) 
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.paper("Eq. 33")
 def test_the_defaults_are_sgd_with_momentum() -> None:
     found = path(AssociativeMomentum, lr=0.1, decay=0.9)
     same(found, path(torch.optim.SGD, lr=0.1, momentum=0.9))
@@ -85,6 +86,7 @@ class Constant:
         return self.matrix.expand(grad.shape[0], OUT, OUT), state
 
 
+@pytest.mark.paper("Eq. 47")
 def test_preconditioned_momentum() -> None:
     """Eq. 47, with a fixed P, not symmetric."""
     found = path(AssociativeMomentum, lr=0.1, decay=0.9, inner_lr=0.5, value=Constant())
@@ -100,6 +102,7 @@ def test_whitening_is_the_root_of_the_inverse_covariance() -> None:
     torch.testing.assert_close(o @ o.mT, torch.eye(3).expand(2, 3, 3))
 
 
+@pytest.mark.paper("Eq. 49")
 @pytest.mark.parametrize("value", [None, Constant()])
 def test_delta_momentum(value) -> None:
     """Eq. 49: erase and write from the same memory."""
@@ -120,6 +123,7 @@ def test_delta_momentum_is_also_the_surprise_rule_on_the_dot_product() -> None:
     same(found, recurrence(step))
 
 
+@pytest.mark.paper("Eq. 51")
 @pytest.mark.parametrize("feature", [Power(3.0), Power(0.5), Positive()])
 def test_feature_map_momentum(feature) -> None:
     """Eq. 51, with and without a preconditioner."""
@@ -134,6 +138,7 @@ def test_power_zero_with_no_memory_is_sign_descent() -> None:
     same(found, recurrence(lambda m, g: g.sign()))
 
 
+@pytest.mark.paper("Eq. 52")
 def test_a_non_linear_output_is_muon() -> None:
     """Eq. 52, sigma = Newton-Schulz."""
     output = partial(newton_schulz, dtype=torch.float64)

@@ -97,6 +97,7 @@ def check(model: nn.Module, run, **settings) -> DGD:
     return optimizer
 
 
+@pytest.mark.paper("Eq. 56")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 4, 40])
 def test_a_step_is_the_argmin(rows: int, bias: bool) -> None:
@@ -105,6 +106,7 @@ def test_a_step_is_the_argmin(rows: int, bias: bool) -> None:
     check(mlp(bias), lambda model: loss(model, x, y))
 
 
+@pytest.mark.paper("Eq. 57")
 def test_one_unit_input_is_the_papers_formula() -> None:
     """Eq. 57: `W (I - eta' x x^T) - eta' G` with `eta' = eta / (1 + eta)`."""
     layer, x = nn.Linear(5, 3, bias=False), nn.functional.normalize(torch.randn(1, 5), dim=-1)

@@ -6,13 +6,23 @@ import json
 import pytest
 
 from nestling.errors import InputError
-from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate, parse_fields
+from nestling.train.config import (
+    OPTIMIZERS,
+    TrainConfig,
+    check,
+    differences,
+    from_dict,
+    learning_rate,
+    parse_fields,
+    peak,
+)
 
 REFUSED = [
     {"steps": 0},
     {"steps": "many"},
     {"batch_size": 0},
     {"sequence_length": 1},
+    {"optimizer": "adam"},
     {"learning_rate": 0.0},
     {"learning_rate": float("nan")},
     {"min_learning_rate_fraction": 1.5},
@@ -53,12 +63,19 @@ def test_the_schedule_warms_up_and_ends_at_the_floor():
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_has_a_learning_rate_of_its_own_which_an_argument_replaces(name):
+    own = TrainConfig(optimizer=name, warmup_steps=0)
+    assert learning_rate(own, 0) == peak(own) == OPTIMIZERS[name][1]
+    assert learning_rate(dataclasses.replace(own, learning_rate=0.5), 0) == 0.5
+
+
 @pytest.mark.parametrize(
     "change", [{"warmup_steps": 0}, {"warmup_steps": 50}, {"steps": 1, "warmup_steps": 0}], ids=str
 )
 def test_the_schedule_is_positive_for_any_lengths(change):
     config = TrainConfig(**{"steps": 10, **change})
-    assert all(0 < learning_rate(config, step) <= config.learning_rate for step in range(config.steps))
+    assert all(0 < learning_rate(config, step) <= peak(config) for step in range(config.steps))
 
 
 def test_fields_are_json_or_text():

@@ -18,7 +18,7 @@ from nestling.errors import InputError
 from nestling.train import loop
 from nestling.train import text as text_module
 from nestling.train.checkpoint import found
-from nestling.train.config import TrainConfig, learning_rate
+from nestling.train.config import OPTIMIZERS, TrainConfig, learning_rate
 from nestling.train.evaluation import evaluate
 from nestling.train.loop import TrainingDiverged, train
 from nestling.train.metrics import read
@@ -136,6 +136,37 @@ def test_an_interrupted_run_continues_bit_for_bit(reference, config, tmp_path, m
     assert lines(out) == lines(reference)
     assert weights(out) == weights(reference)
     assert moments(out) == moments(reference)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "m3"])
+def test_an_interrupted_run_with_slow_blocks_continues_bit_for_bit(config, tmp_path, monkeypatch, optimizer):
+    """Of the steps 4, 8 and 12 that period 4 is due at, 8 and 12 follow a checkpoint with waiting gradients."""
+    fields = config.fields | {"levels": [{"period": 4}, {}]}
+    config = dataclasses.replace(config, model="hope-attention", fields=fields, optimizer=optimizer, steps=13)
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    train(config, whole)
+    interrupted(monkeypatch, config, out, 8)
+    waiting = safetensors.torch.load_file(out / "checkpoint-6" / "optimizer.safetensors")
+    assert sorted(key for key in waiting if key.endswith("/accumulated")) == [
+        f"model.layers.0.channel.blocks.0.{name}.weight/accumulated" for name in ("output", "up")
+    ]
+    assert not train(dataclasses.replace(config, max_seconds=1e-9), out, resume=True)["finished"]
+    train(config, out, resume=True)
+    assert lines(out) == lines(whole)
+    assert weights(out) == weights(whole)
+    assert moments(out) == moments(whole)
+
+
+def test_the_run_says_what_it_used(config, tmp_path):
+    train(dataclasses.replace(config, optimizer="muon", steps=1), tmp_path / "run")
+    resolved = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert (resolved["optimizer"], resolved["learning_rate"]) == ("muon", OPTIMIZERS["muon"][1])
+    with pytest.raises(InputError, match="another optimizer"):
+        train(
+            dataclasses.replace(config, optimizer="m3", learning_rate=resolved["learning_rate"], steps=1),
+            tmp_path / "run",
+            True,
+        )
 
 
 def test_a_run_killed_in_the_middle_continues_bit_for_bit(config, tmp_path):

@@ -3,24 +3,27 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
+from exact import same
 from nestling.errors import InputError
+from nestling.optim import MultiFrequency
 from nestling.train import optimizer as optimizers
-from nestling.train.config import TrainConfig
+from nestling.train.config import OPTIMIZERS, TrainConfig
 
 
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.norm = nn.RMSNorm(4)
-        self.linear = nn.Linear(4, 4)
-        self.memory = nn.Parameter(torch.randn(4, 4))
+        self.embed = nn.Embedding(7, 8)
+        self.norm = nn.RMSNorm(8)
+        self.linear = nn.Linear(8, 8)
+        self.memory = nn.Parameter(torch.randn(8, 8))
         self.memory._no_weight_decay = True  # type: ignore[attr-defined]
-        self.frozen = nn.Parameter(torch.randn(4, 4), requires_grad=False)
-        self.head = nn.Linear(4, 7, bias=False)
+        self.frozen = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+        self.head = nn.Linear(8, 7, bias=False)
         self.head.weight = self.embed.weight
 
     def forward(self, ids):
@@ -43,26 +46,83 @@ def test_only_matrices_decay():
     assert [p.ndim for p in decayed["params"]] == [2]
 
 
+def test_slow_parameters_have_groups_of_their_own_and_are_stepped_when_due():
+    model = Small()
+    model.linear.step_period = 3
+    assert not isinstance(optimizers.build(Small(), TrainConfig()), MultiFrequency)
+    optimizer = optimizers.build(model, TrainConfig(learning_rate=0.01))
+    assert isinstance(optimizer, MultiFrequency)
+    slow = [(group["names"], group["weight_decay"]) for group in optimizer.param_groups if group["period"] == 3]
+    assert slow == [(["linear.weight"], 0.1), (["linear.bias"], 0.0)]
+    for seed in range(7):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        step(model, optimizer, seed)
+        stayed = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+        assert stayed == {"frozen"} | (set() if seed % 3 == 2 else {"linear.weight", "linear.bias"})
+
+
 def test_a_model_without_matrices_has_one_group():
     assert len(optimizers.decay_groups(nn.RMSNorm(4), 0.1)) == 1
 
 
-def test_state_restored_from_json_and_tensors_continues_exactly():
+def through_files(optimizer, folder):
+    """What is left of an optimizer's state in files."""
+    tensors, described = optimizers.export(optimizer)
+    safetensors.torch.save_file(tensors, folder / "tensors")
+    return safetensors.torch.load_file(folder / "tensors"), json.loads(json.dumps(described))
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_restored_from_files_continues_exactly(name, period, tmp_path):
     torch.manual_seed(0)
-    model, config = Small(), TrainConfig(learning_rate=0.05)
+    model, twin, config = Small(), Small(), TrainConfig(optimizer=name, learning_rate=0.05)
+    model.linear.step_period = twin.linear.step_period = period
     optimizer = optimizers.build(model, config)
-    for seed in range(3):
+    for seed in range(13):
         step(model, optimizer, seed)
-    tensors, groups = optimizers.export(optimizer)
-    groups = json.loads(json.dumps(groups))
-    twin = Small()
     twin.load_state_dict(model.state_dict())
     restored = optimizers.build(twin, config)
-    optimizers.restore(restored, {name: t.clone() for name, t in tensors.items()}, groups)
-    for seed in range(3, 6):
+    optimizers.restore(restored, *through_files(optimizer, tmp_path))
+    assert same(restored.state_dict(), optimizer.state_dict())
+    for seed in range(13, 26):
         step(model, optimizer, seed)
         step(twin, restored, seed)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+class Odd(torch.optim.SGD):
+    """Has state of every kind that is saved."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            both = torch.arange(24.0).view(2, 3, 4)
+            group["ours"] = {"text": "a", "none": None, "flag": True, "pair": (1, [2.5, (torch.ones(2), "b")])}
+            for parameter in group["params"]:
+                count = self.state[parameter].get("count", 0) + 1
+                layers = [{"w": both[0].mT}, both[1, 0]]
+                self.state[parameter] = {"count": count, "rate": 0.1 * count, "layers": layers}
+                self.state[parameter]["half"] = torch.ones(3, dtype=torch.bfloat16)
+
+
+def test_numbers_texts_lists_tuples_and_views_are_saved_as_they_are(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = Odd([{"params": list(model.parameters()), "names": ["a", "b"]}], lr=float("inf"))
+    optimizer.step()
+    tensors, described = through_files(optimizer, tmp_path)
+    assert tensors.keys() >= {"a/layers/0/w", "b/half", "param_groups/0/ours/pair/1/1/0"}
+    restored = []
+    optimizer.load_state_dict = restored.append
+    optimizers.restore(optimizer, tensors, described)
+    assert same(restored[0], optimizer.state_dict())
+
+
+@pytest.mark.parametrize("value", [{1: 2}, object(), {1, 2}], ids=str)
+def test_state_that_only_a_pickle_could_hold_is_refused_by_name(value):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "names": ["a", "b"], "odd": [value]}])
+    with pytest.raises(TypeError, match="'param_groups/0/odd/0' is a"):
+        optimizers.export(optimizer)
 
 
 def test_state_of_other_parameters_is_refused():

@@ -13,8 +13,7 @@ from nestling.evaluate.charts import Line, chart, thinned
 from nestling.evaluate.compare import measures, verdict
 from nestling.evaluate.runs import Run, load, title
 from nestling.files import replacing
-from nestling.levels.clock import Level
-from nestling.levels.drawing import draw
+from nestling.levels import System
 
 _SERIES = 6  # colours in page.css
 _WIDE, _NARROW = 480, 350
@@ -126,25 +125,24 @@ def _positions(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _levels(runs: Sequence[Run]) -> Iterator[str]:
-    """The drawing of each distinct set of levels."""
-    drawn: dict[str, tuple[list[str], list[Level], int]] = {}
+    """The drawing of each distinct nested system."""
+    drawn: dict[str, tuple[list[str], System]] = {}
     for run in runs:
-        levels = run.results.get("levels") or run.config.get("levels") or []
-        step = run.results.get("step_tokens") or _step_tokens(run)
-        if levels and step:
-            names, _, _ = drawn.setdefault(json.dumps([levels, step]), ([], [Level(**level) for level in levels], step))
+        if found := run.results.get("system") or run.config.get("system"):
+            names, _ = drawn.setdefault(json.dumps(found), ([], System.from_dict(found)))
             names.append(run.name)
     if not drawn:
         return
     yield "<h2>Levels</h2>"
     yield (
         '<p class="quiet">What updates how often. A bar is an update; where bars would touch, the lane is filled. '
-        "Attention recomputes everything from its context at each token, which is frequency infinity.</p>"
+        "Attention recomputes everything from its context at each token, which is frequency infinity. Lines at the right "
+        "show how knowledge passes.</p>"
     )
-    for names, levels, step in drawn.values():
+    for names, system in drawn.values():
         yield f"<h3>{escape(', '.join(names))}</h3><figure>"
         for name, width in (("wide", 1000), ("narrow", _NARROW)):
-            yield f'<div class="{name}">{draw(levels, step, width)}</div>'
+            yield f'<div class="{name}">{system.to_svg(width=width)}</div>'
         yield "</figure>"
 
 
@@ -215,10 +213,6 @@ def _command(run: Run) -> str:
             values = value if isinstance(value, list) else [value]
             parts += [f"--{key.replace('_', '-')}", *map(str, values)]
     return " ".join([*parts, "--out", str(run.folder)])
-
-
-def _step_tokens(run: Run) -> int:
-    return run.train.get("batch_size", 0) * run.train.get("sequence_length", 0)
 
 
 def _model(run: Run) -> str:

@@ -7,7 +7,7 @@
     tokens_per_second    training speed, measured with nothing else running
     generated_per_second tokens a second when writing
     state_bytes, state_tokens   size of the memory behind so many tokens
-    levels, step_tokens  `dataclasses.asdict` of every level, and tokens of one optimizer step
+    system               the nested system behind model and optimizer, `nestling.levels.System.as_dict`
     sample               {"prompt": ..., "text": ...}
     command              how to do it again
 """

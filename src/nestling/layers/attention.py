@@ -12,7 +12,8 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.layers.residual import Output
 from nestling.layers.stream import common, full, join, tail
-from nestling.levels.clock import Level
+from nestling.levels.clock import Component
+from nestling.levels.modules import attention
 
 
 @functools.lru_cache(maxsize=16)
@@ -119,10 +120,9 @@ class Attention(nn.Module):
             key, value, new if count is None else count + new, new if position is None else position + new
         )
 
-    def levels(self) -> list[Level]:
+    def components(self) -> list[Component]:
         """Attention keeps all tokens and has no weights of its own to update (Eq. 62-63: non-parametric)."""
-        context = "all tokens so far" if self.window is None else f"the last {self.window} tokens"
-        return [Level("attention", 0, "attention", context, 0)]
+        return [attention(window=self.window)]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, count: Tensor | None) -> Tensor:
         """query (B, T, H, d), key and value (B, L, G d), `count` of their rows older than the queries: (B, T, D).

@@ -3,7 +3,7 @@
 A block adds `f(n) = W1 gelu(W2 n)` to its input, `n` the input or, behind the first block, its normalized form; one
 block without a signal is the feed-forward block of a Transformer. What moves a block's weights is its signal:
 
-    none    the outer optimizer only
+    none    the outer optimizer only, every `period` of its steps with the gradients since (Eq. 71 on its time axis)
     self    besides, every `chunk_size` tokens, a regression of its own: the residual memory M(x) = x + f(x) learns the
             pair (n_t, M(P n_t)), P a slow projection: the block generates its own target, as in Sec. 8.1
 
@@ -30,7 +30,7 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.layers.residual import Output
 from nestling.layers.stream import full
-from nestling.levels.clock import Level
+from nestling.levels.clock import Component, Transfer
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
@@ -51,11 +51,15 @@ class CMSLevel:
 
     signal: what moves it besides the outer optimizer. chunk_size: tokens between its updates in context.
     rule: of its read-out: "gd" averages the chunk's gradients, "dgd" takes proximal steps; the inner layer averages.
+    period: optimizer steps between its updates where it has no signal of its own; `nestling.optim.MultiFrequency` takes
+        them. The clock is still that of tokens: a step reads batch size times sequence length of them, which no model
+        knows, so the period is given in steps, and `nestling.levels.inspect` puts it on the axis.
     """
 
     signal: Signal = "none"
     chunk_size: int = 256
     rule: RuleName = "gd"
+    period: int = 1
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -66,6 +70,13 @@ class CMSLevel:
                 raise InputError(f"{name}='{value}' of a level is unknown: choose one of {', '.join(allowed)}.")
         if self.chunk_size < 1:
             raise InputError(f"chunk_size={self.chunk_size} of a level must be at least 1.")
+        if self.period < 1:
+            raise InputError(f"period={self.period} of a level must be at least 1.")
+        if self.period > 1 and self.signal != "none":
+            raise InputError(
+                f"period={self.period} of a level needs signal='none': a block with signal='{self.signal}' updates "
+                "every chunk_size tokens, and its initial state at every optimizer step."
+            )
 
     @property
     def memory(self) -> Memory:
@@ -79,7 +90,7 @@ class CMSBlock(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, level: CMSLevel):
         super().__init__()
-        self.level, self.memory = level, level.memory
+        self.level, self.memory, self.step_period = level, level.memory, level.period
         self.up = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.output = Output(intermediate_size, hidden_size)
         if level.signal == "self":
@@ -174,18 +185,28 @@ class ContinuumMemory(nn.Module):
             return None, None
         return self.chain[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
 
-    def levels(self) -> list[Level]:
-        """The blocks with a signal of their own."""
+    def components(self) -> list[Component]:
+        """The blocks with a signal of their own; the others are weights."""
         own = [block for block in self.chain if block.level.signal == "self"]
+        names = [f"CMS {block.level.chunk_size}" for block in own]
+        kind = {"sequential": "direct", "nested": "initialization"}.get(self.variant)
+        passed = [Transfer(kind, *pair) for pair in pairwise(names)] if kind else []
         return [
-            Level(
-                f"CMS {b.level.chunk_size}",
-                b.level.chunk_size,
+            Component(
+                name,
                 "memory",
-                "errors of its chunk",
-                2 * b.up.weight.numel(),
+                block.level.chunk_size,
+                context="what the block read in a chunk",
+                objective="L2 between M(n) and its own target M(P n)",
+                rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
+                parameters=2 * block.up.weight.numel(),
+                transfers=(
+                    Transfer("initialization", "weights", name),
+                    *(one for one in passed if one.source == name != one.target),
+                    Transfer("direct", name, "weights"),
+                ),
             )
-            for b in own
+            for name, block in zip(names, own, strict=True)
         ]
 
 

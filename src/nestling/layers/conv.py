@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nestling.layers.stream import full, tail
+from nestling.levels.clock import Component
+from nestling.levels.modules import window
 
 
 class ShortConvolution(nn.Module):
@@ -31,6 +33,10 @@ class ShortConvolution(nn.Module):
                 self.weight[:, -1] += 1
         else:
             nn.init.uniform_(self.weight, -(self.width**-0.5), self.width**-0.5)
+
+    def components(self) -> list[Component]:
+        """The window of rows that the state holds."""
+        return [window(self.width, self.weight.shape[0])]
 
     def forward(
         self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False

@@ -8,6 +8,7 @@ Letters: B batch, T tokens, D model width, H heads, d head width, h hidden width
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from nestling.kernels.dispatch import choose
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.norm import RMSNorm
 from nestling.layers.residual import Output
-from nestling.levels.clock import Level
+from nestling.levels.clock import Component, Transfer
 from nestling.memory.selfmod import Carried, Inputs, SelfModifying, Slow, chunked
 from nestling.memory.structure import ResidualMLP
 
@@ -25,6 +26,10 @@ START_STEP = 2.0
 """Step size of every head at the start."""
 START_MEMORY = (30.0, 300.0)
 """Tokens after which the first and the last head have forgotten all but 1/e, at the start; the others lie between."""
+
+
+CONTENT = "content memory"
+"""What the content memory is called among the components."""
 
 
 class SelfModifyingTitans(nn.Module):
@@ -118,16 +123,59 @@ class SelfModifyingTitans(nn.Module):
             alpha, alpha_bias = torch.zeros_like(alpha), torch.full_like(alpha_bias, math.inf)
         return Slow(tuple(w.to(dtype) for w in self.initial), eta, eta_bias, alpha, alpha_bias)
 
-    def levels(self) -> list[Level]:
-        """The content memory, and the projections that change in context."""
-        own = sum(w[0].numel() for w in self.initial)
-        adaptive, config = len(self.memory.stack) - 1, self.memory
-        levels = [Level("content memory", config.memory.chunk_size, "memory", "keys and values of its chunk", own)]
-        if adaptive:
-            names = ", ".join(self.memory.stack[:-1])
-            size = config.projection_chunk_size
-            levels.append(Level(f"projections ({names})", size, "memory", "keys and its own targets", adaptive * own))
-        return levels
+    def components(self) -> list[Component]:
+        """The convolution, the content memory, the projections that change in context, and their momentum."""
+        own, config = sum(w[0].numel() for w in self.initial), self.memory
+        names = ", ".join(config.stack[:-1])
+        sizes = {
+            f"projections ({names})": (config.projection_chunk_size, (len(config.stack) - 1) * own),
+            CONTENT: (config.memory.chunk_size, own),
+        }
+        memories = {name: (period, size) for name, (period, size) in sizes.items() if size}
+        found = [_behind(window, list(memories)) for window in self.conv.components()]
+        for name, (period, size) in memories.items():
+            momentum = [] if self.momentum is None else [_momentum(name, period, size)]
+            found += [*momentum, _memory(name, period, size, config, tuple(one.name for one in momentum))]
+        return found
+
+
+def _behind(window: Component, memories: list[str]) -> Component:
+    """The convolution, whose output is what the memories are given."""
+    generated = [one for one in window.transfers if one.kind == "context generation"]
+    passed = (Transfer("direct, non-parametric", window.name, name) for name in memories)
+    return replace(window, transfers=(*generated, *passed))
+
+
+def _memory(name: str, period: int, size: int, config: SelfModifying, needs: tuple[str, ...]) -> Component:
+    """The content memory, or the projections, which generate its keys, values, steps and retentions (Eq. 86-88)."""
+    content, memory = name == CONTENT, config.memory
+    what = "v" if content and not config.own_targets else "its own target"
+    passed = Transfer("direct", name, "weights") if content else Transfer("context generation", name, CONTENT)
+    return Component(
+        name,
+        "memory",
+        period,
+        context="keys and values of a chunk" if content else "keys of a chunk and targets of its own",
+        objective=f"{type(memory.objective).__name__} between M(k) and {what}",
+        rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in memory.layer_rules)),
+        parameters=size,
+        needs=needs,
+        transfers=(Transfer("initialization", "weights", name), passed),
+    )
+
+
+def _momentum(name: str, period: int, size: int) -> Component:
+    own, write = f"momentum of the {name.partition(' (')[0]}", "context generation"
+    return Component(
+        own,
+        "memory",
+        period,
+        context="gradients of a chunk",
+        objective="dot product with the gradients",
+        rule="exponential average, decay beta",
+        parameters=size,
+        transfers=(Transfer(write, name, own), Transfer(write, own, name)),
+    )
 
 
 def _carried(state: dict | None) -> Carried | None:

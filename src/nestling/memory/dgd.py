@@ -1,4 +1,4 @@
-"""Delta Gradient Descent (Nested Learning, Sec. 4.5 and App. C): a proximal step of `1/2 |W x - u|^2`.
+"""Delta Gradient Descent (Nested Learning, Sec. 4.5 and App. C): a proximal step of `1/2 |W x - u|^2` (Eq. 56).
 
     W+ = argmin_W 1/2 |W x - u|^2 + 1/(2 eta) |W - W_t|^2
        = W_t (I - eta' x x^T) + eta' u x^T,        eta' = eta / (1 + eta |x|^2)        (Sherman-Morrison, any |x|)
@@ -28,10 +28,10 @@ class DGD(OnePair):
     """One proximal step a token.
 
     Attributes:
-        target: what `u` is. "surprise" (the paper's): `u = -delta`; with the dot product that is the delta rule, with
-            L2 it depends on W itself and a repeated pair settles at `W k = v / 2`. "direct": what the layer should
-            put out (`v`, or `v - k` for a residual read-out): the proximal step of the inner loss, with fixed point
-            `v` and every eigenvalue in (0, 1] for every `eta >= 0`.
+        target: what `u` is. "surprise" (the paper's): `u = -delta`; with the dot product that is the delta rule
+            (Eq. 92), with L2 (Eq. 93) it depends on W itself and a repeated pair settles at `W k = v / 2`. "direct":
+            what the layer should put out (`v`, or `v - k` for a residual read-out): the proximal step of the inner
+            loss, with fixed point `v` and every eigenvalue in (0, 1] for every `eta >= 0`.
         step: "implicit": `eta >= 0` as above. "explicit": `eta` is theta, `eta' = theta / |x|^2`, for theta in [0, 2]
             where u does not depend on W (direct, or the dot product), in [0, 1] with L2 and "surprise".
     """

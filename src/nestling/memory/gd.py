@@ -1,4 +1,6 @@
-"""Gradient descent on one linear layer; the Hebbian rule with the dot product (Nested Learning, Eq. 54, 64).
+"""Gradient descent on one linear layer (Nested Learning, Eq. 8, 30, 54).
+
+With the dot product it is the Hebbian rule (Eq. 64), with steps of 1 linear attention (Eq. 15-18):
 
 W_t = alpha_t W_{t-1} - eta_t delta_t x_t^T
 """

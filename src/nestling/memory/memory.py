@@ -33,7 +33,7 @@ PerLayer = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Momentum:
-    """`S_t = beta_t S_{t-1} + (1 - beta_t) y_t x_t^T`, added to W after the erase (Titans; Nested Learning, Eq. 10-13).
+    """`S_t = beta_t S_{t-1} + (1 - beta_t) y_t x_t^T`, added to W after the erase (Titans; Nested Learning, Eq. 33).
 
     The factor `1 - beta` keeps the gain of S at one: without it (`average=False`, the paper's letter) S stands outside
     the erase with a gain of `1 / (1 - beta)` and diverges within a few chunks at beta = 0.9.

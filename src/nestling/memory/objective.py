@@ -2,7 +2,7 @@
 
 Every objective has `loss(y, v) -> (...)`, a value per token for outputs and targets `(..., o)`, and its gradient at the
 output, `delta(y, v) -> (..., o)`. The factors are such that the gradient of the L2 objective is the error `y - v`
-itself; the step sizes of the paper's `|M(k) - v|^2` are therefore twice ours.
+itself; on the paper's `|M(k) - v|^2` a step of the same size goes twice as far.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     M_t = alpha_t M_{t-1} + eta_t v_t (k_t - M_{t-1}^T v_t)^T
 
-one step on `-2 <M k, v> + |M^T v|^2` (Eq. 67). On the transpose it is a delta rule with key v and value k:
+for alpha = 1 one step of eta / 2 on `-2 <M k, v> + |M^T v|^2` (Eq. 67). On the transpose it is a delta rule with key v
+and value k:
 `M_t^T = M_{t-1}^T (alpha_t I - eta_t v_t v_t^T) + eta_t k_t v_t^T`.
 """
 

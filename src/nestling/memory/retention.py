@@ -1,4 +1,4 @@
-"""Retention: what a memory keeps of its past at every token (Nested Learning, Eq. 64-68, 88; L_q, KL: Miras).
+"""Retention: what a memory keeps of its past at every token (Nested Learning, Eq. 64, 66, 68, 88; L_q, KL: Miras).
 
 The recurrence runs on a matrix `Z`, from which the weights are `W = link(Z)`:
 

@@ -1,6 +1,6 @@
 """The Rule protocol: how one linear layer of a memory turns what it sees of a token into rows written and erased.
 
-Because the gradient of every linear layer is an outer product `delta x^T` (Nested Learning, Eq. 54), a rule is written
+Because the gradient of every linear layer is an outer product `delta x^T` (Nested Learning, Eq. 29), a rule is written
 once, for one linear layer; a structure says what each of its layers sees. A rule returns the rows of the recurrence
 
     W_t = W_{t-1} (alpha_t I - xi_t x_t x_t^T) + (1 - alpha_t) A + y_t x_t^T

@@ -5,7 +5,7 @@ layer is `W (..., out, in)`. Reading takes callables `x -> W x`, so that the sam
 of a chunk, or a slow module. Layers are listed from the output inwards, as the paper numbers them: `W1` then `W2`.
 
 For every linear layer the gradient at one token is an outer product `delta x^T` of the gradient at the layer's output
-and the layer's input (Nested Learning, Eq. 54), so `writes` returns just these two, written out by hand and
+and the layer's input (Nested Learning, Eq. 29), so `writes` returns just these two, written out by hand and
 differentiable for the outer loss, and what the layer should put out where that is known (the "direct" target).
 """
 
@@ -84,7 +84,7 @@ def gelu_slope(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`M(x) = W x`."""
+    """`M(x) = W x` (Eq. 16, 78)."""
 
     direct = (True,)
 

@@ -1,5 +1,7 @@
 """Hope: self-modifying Titans, then the Continuum Memory System (Nested Learning, Sec. 8.3, Eq. 94-97)."""
 
+from dataclasses import fields
+
 from torch import nn
 
 from nestling.errors import InputError
@@ -22,7 +24,7 @@ class ContinuumConfig(NestlingConfig):
     """What Hope and Hope-Attention share: the channel mixer.
 
     levels: blocks of the Continuum Memory System in the order in which they are applied, each a dict of CMSLevel's
-        fields (signal, chunk_size, rule); None: one block that only the outer optimizer moves.
+        fields (signal, chunk_size, rule, period); None: one block that only the outer optimizer moves.
     cms_variant: "sequential", "nested" or "independent".
     """
 
@@ -34,7 +36,7 @@ class ContinuumConfig(NestlingConfig):
         super().check()
         for level in self.levels or []:
             for name in level:
-                choice("field of a level", name, ("signal", "chunk_size", "rule"))
+                choice("field of a level", name, tuple(field.name for field in fields(CMSLevel)))
         check_levels(self.intermediate_size, self._levels(), self.cms_variant)
 
     def _levels(self) -> list[CMSLevel]:

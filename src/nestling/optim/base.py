@@ -193,7 +193,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self.check(group)
 
     def _check_gradients(self) -> None:
-        """Everything that can be wrong with gradients, before anything is changed."""
+        """InputError for a sparse gradient or, with `check_finite`, one that is not finite; `step` begins with it."""
         checked = []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -235,17 +235,16 @@ def takes_matrix_rule(parameter: Tensor, group: dict[str, Any]) -> bool:
 
 
 def not_finite(params: list[Any]) -> Tensor | None:
-    """The first parameter whose gradient holds NaN or inf; one reduction, the same answer on every rank."""
+    """The first parameter whose gradient holds NaN or inf, the same on every rank; one reduction if there is none."""
     if not params:
         return None
-    gradients = [p.grad for p in params]
-    # The largest magnitude is finite exactly if all are; a shard may be empty.
-    parts = [local(g) if local(g).numel() else local(g).new_zeros(1) for g in gradients]
-    worst = torch.stack([norm.float() for norm in torch._foreach_norm(parts, torch.inf)])  # pyright: ignore
-    agree(worst, gradients)
-    if bool(worst.isfinite().all()):
+    gradients = [local(p.grad) for p in params]
+    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+    # Only a suspicion, for a norm may overflow although every number is finite.
+    if not agree(torch.stack([norm.float() for norm in norms]).isfinite().logical_not(), params).any():
         return None
-    return params[worst.isfinite().tolist().index(False)]
+    bad = agree(torch.stack([gradient.isfinite().logical_not().any() for gradient in gradients]), params)
+    return params[bad.tolist().index(True)] if bad.any() else None
 
 
 @torch.compiler.disable()

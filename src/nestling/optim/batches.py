@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nestling.optim.sharding import by_rows, is_sharded, local, shards, whole
 
-LARGEST = 2**24
-"""Numbers in a batch at most: enough to fill a device, little enough scratch memory."""
+LARGEST = {"cpu": 2**20}
+ELSEWHERE = 2**24
+"""Numbers in a batch at most, by device: enough to fill it. A CPU is full sooner, and large scratch memory is slow."""
 
 
 class Batch:
@@ -117,7 +118,7 @@ def _steps(state: dict[str, Any]) -> int:
 
 
 def _partition(params: list[Tensor], state_of: Callable, together: bool) -> list[list[Tensor]]:
-    """Parameters in batches of one shape, dtype, device, sharding and number of steps, none above LARGEST."""
+    """Parameters in batches of one shape, dtype, device, sharding and number of steps, none too large."""
     found: dict[Any, list[Tensor]] = {}
     for number, p in enumerate(params):
         place = (getattr(p, "device_mesh", None), getattr(p, "placements", None))
@@ -125,6 +126,6 @@ def _partition(params: list[Tensor], state_of: Callable, together: bool) -> list
         found.setdefault(key, []).append(p)
     pieces = []
     for members in found.values():
-        size = max(1, LARGEST // max(1, members[0].numel()))
+        size = max(1, LARGEST.get(members[0].device.type, ELSEWHERE) // max(1, members[0].numel()))
         pieces += [members[i : i + size] for i in range(0, len(members), size)]
     return pieces

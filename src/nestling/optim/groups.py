@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nestling.errors import InputError
+from nestling.levels.clock import step_periods
 from nestling.optim.base import RULES
 
 HEADS = ("head", "lm_head", "classifier", "score")
@@ -43,7 +44,8 @@ def param_groups(model: nn.Module, overrides: Mapping[str, str | dict[str, Any]]
           says `_no_weight_decay = True`
 
     The last are, for example, the memories' initial states: starting points rather than weights. Thin is a matrix with
-    a side below 8. A tied parameter appears once, under its first name; frozen ones are left out.
+    a side below 8. A tied parameter appears once, under its first name; frozen ones are left out. Where a module asks
+    for a `period` above 1 (`nestling.levels.step_periods`), the group has it, for `MultiFrequency` to keep.
 
     Args:
         model: any module.
@@ -62,10 +64,12 @@ def param_groups(model: nn.Module, overrides: Mapping[str, str | dict[str, Any]]
                 if named
                 else f"overrides: '{pattern}' matches nothing, because the model has no trainable parameter."
             )
-    embeddings, heads = _embeddings(model), _heads(model)
+    embeddings, heads, periods = _embeddings(model), _heads(model), step_periods(model)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
         settings = _standard(parameter, id(parameter) in embeddings, id(parameter) in heads)
+        if periods[parameter] > 1:
+            settings = settings | {"period": periods[parameter]}
         for pattern, change in wanted.items():
             if fnmatchcase(name, pattern):
                 settings = settings | change

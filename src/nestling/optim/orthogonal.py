@@ -33,12 +33,14 @@ def newton_schulz(
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).to(dtype)
-    shape, y = y.shape, y.reshape(-1, *y.shape[-2:])
+    shape = y.shape
+    # One matrix goes through the two-dimensional products, which copy less.
+    y, addmm = (y.view(shape[-2:]), torch.addmm) if shape[:-2].numel() == 1 else (y.flatten(0, -3), torch.baddbmm)
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = y @ y.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        y = torch.baddbmm(y, polynomial, y, beta=a)
+        polynomial = addmm(gram, gram, gram, beta=b, alpha=c)
+        y = addmm(y, polynomial, y, beta=a)
     y = y.view(shape)
     return y.mT if tall else y
 

@@ -48,8 +48,10 @@ def by_rows(like: Any, ndim: int) -> list[Any]:
     return [Shard(1) if placement.is_shard() and ndim > 1 else Replicate() for placement in like.placements]
 
 
-def agree(worst: Tensor, tensors: Sequence[Any]) -> None:
-    """The maximum over all ranks that hold shards of these tensors, in place."""
+def agree(flags: Tensor, tensors: Sequence[Any]) -> Tensor:
+    """Which flags are set on any of the ranks that hold shards of these tensors."""
+    raised = flags.to(torch.uint8)
     for mesh in {tensor.device_mesh for tensor in tensors if is_sharded(tensor)}:
         for dimension in range(mesh.ndim):
-            torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
+            torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
+    return raised.bool()

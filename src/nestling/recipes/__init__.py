@@ -1,1 +1,12 @@
-"""Recipes: whole experiments as functions, one file each."""
+"""Recipes: whole experiments as functions, one file each; `nestling recipe` runs those of RECIPES by name."""
+
+RECIPES = {
+    "fig4": ("fig4:fig4", "Fig. 4: momentum against delta momentum on a curved valley"),
+    "orthogonal": ("orthogonal:orthogonal", "Sec. 4.3: forgetting over orthogonal tasks, by optimizer"),
+    "fig11": ("fig11:fig11", "Fig. 11: a small ViT on digits, by optimizer"),
+    "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
+    "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
+    "learning-moded": ("learning:moded", "self-modification on the moded store"),
+}
+"""Name -> (`module:function` in this package, what it is). A function takes the folder for its results and drawing, and
+a function that is told of progress; it returns what `nestling.recipes.cells.Study` does."""

@@ -1,6 +1,5 @@
 """What the demo finds out about a trained model, besides its speed."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from nestling import models
 from nestling.data import Store, Tokenizer, open_store
-from nestling.levels import collect
+from nestling.levels import inspect
 from nestling.train.config import TrainConfig
 from nestling.train.evaluation import evaluate, evaluating, spread_windows
 from nestling.train.machine import pick_device
+from nestling.train.optimizer import build
 
 STRETCH = 8
 """The longer evaluation reads windows of so many training lengths."""
@@ -52,8 +52,7 @@ def assess(config: TrainConfig, folder: Path) -> dict[str, Any]:
         "state_bytes": _state_bytes(model, store),
         "state_tokens": CONTEXT,
         "sample": _sample(model, text[windows // 2], store.tokenizer),
-        "levels": [dataclasses.asdict(level) for level in collect(model)],
-        "step_tokens": config.batch_size * config.sequence_length,
+        "system": inspect(model, build(model, config), config.batch_size * config.sequence_length).as_dict(),
     }
 
 

@@ -1,21 +1,14 @@
 """What Hope's choices do to learning: small studies, cell by cell, resumable.
 
-    python -m nestling.recipes.learning text        language modeling on the Python corpus
-    python -m nestling.recipes.learning moded       the moded store, on which self-modification can matter
-    python -m nestling.recipes.learning show        a table of what has been measured
-
-Every cell is one training run; its result is appended to `benchmarks/results/learning.jsonl`, and cells that stand
-there are not run again, so that a study can be stopped at any time.
+nestling recipe learning-text       language modeling on the Python corpus
+nestling recipe learning-moded      the moded store, on which self-modification can matter
 """
 
-import json
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -23,17 +16,17 @@ import torch
 from nestling import models
 from nestling.data import open_store
 from nestling.data.synthetic import moded_store, moded_store_vocab
-from nestling.errors import InputError
+from nestling.recipes.cells import Found, Row, Study, Table, spread
 from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.evaluation import evaluate, evaluating
 from nestling.train.loop import train
-from nestling.train.machine import describe
+from nestling.train.metrics import read
 from nestling.train.optimizer import build
 
-RESULTS = Path("benchmarks/results/learning.jsonl")
 SEEDS = (0, 1, 2)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-LENGTH, STEPS, BATCH = 256, 120, 8
+CORPUS, LENGTH, STEPS, BATCH = "python", 256, 120, 8
+MODED_STEPS = 900
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 2e-3}
@@ -84,11 +77,6 @@ class Cell:
     seed: int
     task: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def key(self) -> str:
-        """What identifies the run."""
-        return json.dumps(asdict(self), sort_keys=True)
-
 
 def text_cells() -> Iterator[Cell]:
     """The sweep of learning rates; the two models with three seeds; then every variant, seed by seed."""
@@ -109,41 +97,43 @@ def moded_cells() -> Iterator[Cell]:
         for seed in SEEDS:
             for name, updated in UPDATED.items():
                 fields = shape | {"memory_updated": updated}
-                task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": 900}
+                task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": MODED_STEPS}
                 yield Cell("moded", f"{mode}: {name}", "hope", fields, 4e-3, seed, task)
 
 
-def run_text(cell: Cell) -> dict[str, Any]:
+def run_text(cell: Cell) -> Row:
     """Train on Python source; loss in nats a byte at the training length and by quarter of eight times it."""
+    fields = {"model": cell.model, "fields": cell.fields, "learning_rate": cell.learning_rate, "seed": cell.seed}
+    return train_on_text(cell.task["steps"], **fields)[0]
+
+
+def train_on_text(steps: int, **fields: Any) -> tuple[Row, list[float]]:
+    """Train on Python source with these fields of TrainConfig; what `run_text` says, and the loss of every step."""
     config = TrainConfig(
-        model=cell.model,
-        fields=cell.fields,
-        steps=cell.task["steps"],
+        data=CORPUS,
+        steps=steps,
         batch_size=BATCH,
         sequence_length=LENGTH,
-        learning_rate=cell.learning_rate,
-        seed=cell.seed,
         warmup_steps=25,
-        evaluate_every=cell.task["steps"],
-        checkpoint_every=cell.task["steps"],
+        evaluate_every=steps,
+        checkpoint_every=steps,
         threads=1,
         keep=1,
+        **fields,
     )
     with tempfile.TemporaryDirectory() as folder:
-        result = train(config, Path(folder) / "run", progress=False)
-        model, tokens = models.load(Path(folder) / "run" / "model"), open_store("python").valid
+        out = Path(folder) / "run"
+        result = train(config, out, progress=False)
+        losses = [line["loss"] for line in read(out / "metrics.jsonl") if "loss" in line]
+        model, tokens = models.load(out / "model"), open_store(CORPUS).valid
     short = evaluate(model, tokens, LENGTH, 128, 16).loss
     long = evaluate(model, tokens, 8 * LENGTH, 32, 4).by_position
     quarters = [round(part.mean().item(), 4) for part in long.tensor_split(4)]
-    return {
-        "loss": round(short, 4),
-        "long": round(long.mean().item(), 4),
-        "quarters": quarters,
-        "parameters": result["parameters"],
-    }
+    row = {"loss": round(short, 4), "long": round(long.mean().item(), 4), "quarters": quarters}
+    return row | {"parameters": result["parameters"]}, losses
 
 
-def run_moded(cell: Cell) -> dict[str, Any]:
+def run_moded(cell: Cell) -> Row:
     """Train on the moded store; cross-entropy and accuracy on its reads."""
     task = dict(cell.task)
     steps = task.pop("steps")
@@ -168,49 +158,28 @@ def run_moded(cell: Cell) -> dict[str, Any]:
     return {"loss": round(output.loss.item(), 4), "accuracy": round(right.float().mean().item(), 4)}
 
 
-STUDIES = {"text": (text_cells, run_text), "moded": (moded_cells, run_moded)}
-
-
-def study(name: str) -> None:
-    """Run what is missing of a study, appending to RESULTS."""
-    cells, run = STUDIES[name]
-    torch.set_num_threads(1)
-    for cell in cells():
-        if cell.key in {row["key"] for row in rows()}:
-            continue
-        begun = time.monotonic()
-        try:
-            found = run(cell)
-        except InputError as error:
-            found = {"failed": str(error)}
-        row = {"key": cell.key, **asdict(cell), **found, "seconds": round(time.monotonic() - begun, 1)}
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row | {"machine": describe(torch.device("cpu"))}) + "\n")
-        print(f"{cell.study} {cell.name} lr {cell.learning_rate} seed {cell.seed}: {found}", flush=True)
-
-
-def rows() -> list[dict[str, Any]]:
-    """What has been measured."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def show() -> None:
+def table(found: Found) -> Table:
     """Mean and spread over seeds, one line a variant and learning rate."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows():
-        groups.setdefault((row["study"], row["name"], row["learning_rate"]), []).append(row)
-    for (name, variant, rate), found in sorted(groups.items(), key=str):
-        losses = [row["loss"] for row in found if "loss" in row]
-        failed = len(found) - len(losses)
-        value = f"{mean(losses):.4f} ± {pstdev(losses):.4f}" if losses else "none"
-        more = ""
-        if losses and "quarters" in found[0]:
-            more = " by quarter " + " ".join(
-                f"{mean(q):.3f}" for q in zip(*(r["quarters"] for r in found if "loss" in r), strict=True)
-            )
-        print(f"{name:6} {variant:34} lr {rate:<7} n {len(losses)} failed {failed} loss {value}{more}")
+    groups: dict[tuple, list[Row]] = {}
+    for row in found.values():
+        groups.setdefault((row["name"], row["learning_rate"]), []).append(row)
+    rows = []
+    for (name, rate), members in sorted(groups.items()):
+        quarters = [row["quarters"] for row in members if "quarters" in row]
+        long = " ".join(f"{mean(values):.3f}" for values in zip(*quarters, strict=True))
+        count = sum("loss" in row for row in members)
+        rows.append([name, f"{rate:g}", f"{count}", spread(members, "loss"), long])
+    return Table("Loss, mean and spread over seeds", ["variant", "lr", "seeds", "loss", "by quarter of 8 x"], rows)
 
 
-if __name__ == "__main__":
-    show() if sys.argv[1] == "show" else study(sys.argv[1])
+def _study(name: str, cells: Any, run: Any) -> Study:
+    return Study(
+        f"learning-{name}",
+        lambda found: (asdict(cell) for cell in cells()),
+        lambda cell: run(Cell(**cell)),
+        table,
+        results="learning",
+    )
+
+
+text, moded = _study("text", text_cells, run_text), _study("moded", moded_cells, run_moded)

@@ -1,7 +1,7 @@
 """Checkpoints: folders `checkpoint-STEP`, complete or absent, verified before they are trusted, never unpickled.
 
     model.safetensors config.json ...   the model, as save_pretrained writes it (and its tokenizer)
-    optimizer.safetensors optimizer.json   moments by parameter name; settings by group
+    optimizer.safetensors optimizer.json   tensors by parameter name; settings by group
     rng.safetensors                     torch's generators
     trainer.json                        step, tokens, seconds, the run's configuration
     manifest.json                       size and SHA-256 of every file above
@@ -66,10 +66,10 @@ def save(
         if not folder.exists():
             with _building(folder) as aside:
                 save_model(aside)
-                tensors, groups = optimizers.export(optimizer)
+                tensors, described = optimizers.export(optimizer)
                 safetensors.torch.save_file(tensors, aside / "optimizer.safetensors")
                 safetensors.torch.save_file(_random_state(), aside / "rng.safetensors")
-                _write_json(aside / "optimizer.json", groups)
+                _write_json(aside / "optimizer.json", described)
                 _write_json(aside / "trainer.json", trainer)
         _publish_model(folder, out / "model")
     for old in found(out)[:-keep]:

@@ -28,6 +28,16 @@ def parse_fields(items: list[str]) -> dict[str, Any]:
     return fields
 
 
+OPTIMIZERS: dict[str, tuple[str, float]] = {
+    "adamw": ("AdamW", 2e-3),
+    "muon": ("Muon", 2e-3),
+    "adamuon": ("AdaMuon", 2e-3),
+    "m3": ("M3", 2e-3),
+    "delta-momentum": ("DeltaMomentum", 2e-3),
+}
+"""Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
+
+
 Fields = Annotated[
     dict[str, Any],
     tyro.constructors.PrimitiveConstructorSpec(
@@ -60,14 +70,23 @@ class TrainConfig:
     """Sequences an optimizer step."""
     sequence_length: int = 256
     """Tokens a sequence."""
-    learning_rate: float = 2e-3
-    """Peak of the schedule."""
+    optimizer: Annotated[
+        str, tyro.conf.arg(help="Of matrices; vectors and embeddings have AdamW. One of " + ", ".join(OPTIMIZERS) + ".")
+    ] = "adamw"
+    learning_rate: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="Peak of the schedule. None takes the optimizer's own: "
+            + ", ".join(f"{name} {rate:g}" for name, (_, rate) in OPTIMIZERS.items())
+            + "."
+        ),
+    ] = None
     min_learning_rate_fraction: float = 0.1
     """The cosine ends at this fraction of the peak."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.1
-    """AdamW's decoupled decay; matrices only."""
+    """Decoupled decay; matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moment decays."""
     clip: float | None = 1.0
@@ -108,7 +127,8 @@ _AT_LEAST_ONE = ("steps", "batch_size", "accumulate", "evaluate_every", "evaluat
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     *((name, lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE),
     ("sequence_length", lambda value: value >= 2, "at least 2, since a token is predicted from those before it"),
-    ("learning_rate", lambda value: 0 < value < math.inf, "above 0 and finite"),
+    ("optimizer", lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+    ("learning_rate", lambda value: value is None or 0 < value < math.inf, "above 0 and finite"),
     ("min_learning_rate_fraction", lambda value: 0 <= value <= 1, "between 0 and 1"),
     ("warmup_steps", lambda value: value >= 0, "at least 0"),
     ("weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
@@ -152,11 +172,17 @@ def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
     return [name for name in a if name not in FREE and a[name] != b[name]]
 
 
+def peak(config: TrainConfig) -> float:
+    """The highest learning rate: the one given, or the optimizer's own."""
+    return OPTIMIZERS[config.optimizer][1] if config.learning_rate is None else config.learning_rate
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of step 0, 1, ..., steps - 1: linear warm-up, then a cosine whose last step is at the floor."""
+    highest = peak(config)
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return highest * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     floor = config.min_learning_rate_fraction
-    return config.learning_rate * (floor + (1 - floor) * cosine)
+    return highest * (floor + (1 - floor) * cosine)

@@ -21,9 +21,9 @@ from nestling import models
 from nestling.data import Store, batch
 from nestling.errors import InputError
 from nestling.files import replacing
-from nestling.levels.collect import collect
+from nestling.levels import inspect
 from nestling.train import checkpoint
-from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate
+from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate, peak
 from nestling.train.evaluation import autocast, evaluate
 from nestling.train.heap import keep_freed_memory
 from nestling.train.machine import describe, pick_device
@@ -68,6 +68,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = False, progress: 
     gradient that is not finite.
     """
     check(config)
+    config = dataclasses.replace(config, learning_rate=peak(config))
     keep_freed_memory()
     out = Path(out)
     start = _starting_point(config, out, resume)
@@ -150,7 +151,7 @@ def _resolved(run: Run) -> dict[str, Any]:
         "train": dataclasses.asdict(run.config),
         "model": run.model.config.to_dict(),
         "parameters": parameters,
-        "levels": [dataclasses.asdict(level) for level in collect(run.model)],
+        "system": inspect(run.model, run.optimizer, run.config.batch_size * run.config.sequence_length).as_dict(),
         "data": {key: run.store.info[key] for key in ("source", "vocab_size", "splits", "skipped", "sha256")},
         "machine": describe(run.device),
     }

@@ -1,64 +1,102 @@
-"""AdamW with decay groups, and its state as safetensors + JSON."""
+"""The optimizer of a run, and its state as safetensors + JSON."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from nestling import optim
 from nestling.errors import InputError
-from nestling.train.config import TrainConfig
+from nestling.levels.clock import step_periods
+from nestling.train.config import OPTIMIZERS, TrainConfig, peak
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two parameter groups: matrices decay; vectors, embeddings and what says `_no_weight_decay = True` do not.
 
     A memory's initial state is a starting point rather than a weight, so its owner marks it that way. Every group also
-    lists the `names` of its parameters; a tied parameter appears once, under its first name.
+    lists the `names` of its parameters; a tied parameter appears once, under its first name. Parameters that the model
+    wants updated every `period` steps only have groups of their own that say so.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed: list[tuple[str, nn.Parameter]] = []
-    kept: list[tuple[str, nn.Parameter]] = []
+    periods = step_periods(model)
+    groups: dict[tuple[bool, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         exempt = parameter.ndim < 2 or id(parameter) in embeddings or getattr(parameter, "_no_weight_decay", False)
-        (kept if exempt else decayed).append((name, parameter))
-    groups = []
-    for members, decay in ((decayed, weight_decay), (kept, 0.0)):
-        if members:
-            names, parameters = zip(*members, strict=True)
-            groups.append({"params": list(parameters), "names": list(names), "weight_decay": decay})
-    return groups
+        period = periods[parameter]
+        settings = {"weight_decay": 0.0 if exempt else weight_decay} | ({"period": period} if period > 1 else {})
+        group = groups.setdefault((exempt, period), {"params": [], "names": [], **settings})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[kind] for kind in sorted(groups)]
 
 
-def build(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over `decay_groups`; the loop sets every group's rate before each step."""
-    groups = decay_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+def build(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimizer that `config` names; the loop sets every group's rate before each step.
+
+    Where the model asks for it (`nestling.levels.step_periods`), parameters are stepped every so many steps only.
+    """
+    kind, rate = OPTIMIZERS[config.optimizer][0], peak(config)
+    if config.optimizer == "adamw":
+        groups = decay_groups(model, config.weight_decay)
+        optimizer: Optimizer = torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
+    else:
+        shared = {"weight_decay": config.weight_decay, "adamw_betas": config.betas}
+        optimizer = getattr(optim, kind)(optim.param_groups(model), lr=rate, check_finite=False, **shared)
+    slow = any(group.get("period", 1) > 1 for group in optimizer.param_groups)
+    return optim.MultiFrequency(optimizer) if slow else optimizer
 
 
-def export(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """`(tensors, groups)`: state under `PARAMETER/KEY`, and each group's settings with its `names`; JSON-able."""
-    tensors = {
-        f"{name}/{key}": value.contiguous()
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return tensors, groups
+def export(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, described)`: `optimizer.state_dict()` as tensors under `PARAMETER/KEY`, and all else, JSON-able.
+
+    State may be tensors, numbers, texts, and dicts, lists and tuples of them; TypeError names what is something else.
+    """
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    packed = optimizer.state_dict()
+    packed = packed | {"state": {names[index]: state for index, state in packed["state"].items()}}
+    tensors: dict[str, Tensor] = {}
+    described = {key: _pack(value, "" if key == "state" else key, tensors) for key, value in packed.items()}
+    return tensors, described
 
 
-def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def restore(optimizer: Optimizer, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
     """Give a fresh optimizer what `export` returned. InputError if it was written for other parameters."""
-    if [group["names"] for group in groups] != [group["names"] for group in optimizer.param_groups]:
+    names = [group["names"] for group in optimizer.param_groups]
+    if [group["names"] for group in described["param_groups"]] != names:
         raise InputError("the checkpoint's optimizer state belongs to other parameters: start a new run")
-    names = [name for group in groups for name in group["names"]]
-    index = {name: position for position, name in enumerate(names)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for path, value in tensors.items():
-        name, _, key = path.rpartition("/")
-        state.setdefault(index[name], {})[key] = value
-    positions = iter(range(len(names)))
-    described = [{**group, "params": [next(positions) for _ in group["names"]]} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": described})
+    index = {name: position for position, name in enumerate(name for group in names for name in group)}
+    packed = _unpack(described, tensors)
+    state = {index[name]: found for name, found in packed["state"].items()}
+    optimizer.load_state_dict(packed | {"state": state})
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON knows it; each tensor in it goes to `tensors` under its path, in memory of its own."""
+    if isinstance(value, Tensor):
+        whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+        tensors[path] = value.detach() if whole else value.detach().clone(memory_format=torch.contiguous_format)
+        return {"$tensor": path}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _pack(one, f"{path}/{key}".removeprefix("/"), tensors) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_pack(one, f"{path}/{position}", tensors) for position, one in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"optimizer state '{path}' is a {type(value).__name__}: only tensors and what JSON knows is saved")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(one, tensors) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if "$tuple" in value:
+        return tuple(_unpack(value["$tuple"], tensors))
+    return {key: _unpack(one, tensors) for key, one in value.items()}

@@ -1,0 +1,21 @@
+"""Optimizers by name: whoever is listed here inherits the whole contract.
+
+An entry takes parameters and settings as torch's optimizers do. Newton-Schulz runs in float32 here, so that what should
+be equal is equal to rounding.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch.optim import Optimizer
+
+from nestling.optim import M3, AdaMuon, DeltaMomentum, Muon
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "muon": partial(Muon, precision="float32"),
+    "muon-plain": partial(Muon, precision="float32", nesterov=False, adjust_lr="original"),
+    "adamuon": partial(AdaMuon, precision="float32"),
+    "m3": partial(M3, precision="float32", frequency=3),
+    "m3-sum": partial(M3, precision="float32", frequency=3, accumulate="sum", eps=1e-4),
+    "delta": DeltaMomentum,
+}
