@@ -10,6 +10,7 @@ from functools import partial
 from torch.optim import Optimizer
 
 from nestling.optim import M3, AdaMuon, DeltaMomentum, Muon
+from nestling.optim.associative import AssociativeMomentum
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "muon": partial(Muon, precision="float32"),
@@ -17,5 +18,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamuon": partial(AdaMuon, precision="float32"),
     "m3": partial(M3, precision="float32", frequency=3),
     "m3-sum": partial(M3, precision="float32", frequency=3, accumulate="sum", eps=1e-4),
-    "delta": DeltaMomentum,
+    "delta": partial(DeltaMomentum, precision="float32"),
+    "delta-letter": partial(DeltaMomentum, xi_max=1.0, output="identity"),
+    "associative": AssociativeMomentum,
 }
