@@ -19,7 +19,7 @@ from nestling.errors import InputError
 from nestling.memory.objective import L2, Objective
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.gradients import Value
-from nestling.optim.layerwise import Layer, LayerOptimizer
+from nestling.optim.layerwise import Layer, LayerOptimizer, positive
 from nestling.optim.transform import to_rms
 
 Generated = Callable[[Tensor, Tensor], Tensor]
@@ -97,7 +97,7 @@ def argmin(
     if eta == 0:
         return start
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(gram * eta + eye) / eta**0.5
+    factor = positive(gram * eta + eye) / eta**0.5
     z = torch.zeros(start.shape, dtype=start.dtype, device=start.device, requires_grad=True)
 
     def weight() -> Tensor:
@@ -199,7 +199,9 @@ class GGD(LayerOptimizer):
         """The output gradients, as a whole in the scale (and sign) of the weight's gradient."""
         seen = layer.rows.delta.mT @ layer.rows.x
         seen = seen if layer.add is None else layer.add(seen)
-        return layer.rows.delta * ((seen * layer.grad).sum() / seen.square().sum().clamp_min(1e-30))
+        unit = seen.abs().max().clamp_min(torch.finfo(seen.dtype).tiny)
+        seen = seen / unit
+        return layer.rows.delta * ((seen * (layer.grad / unit)).sum() / seen.square().sum().clamp_min(1e-30))
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("objective", "retention", "value")}
