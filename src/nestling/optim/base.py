@@ -4,7 +4,9 @@ A subclass is a pure update function on a batch of same-shaped matrices, and its
 rest of the contract of `torch.optim.Optimizer`. Letters: n matrices of one shape, out and in their sides.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nestling.errors import InputError
+from nestling.levels.clock import Component
+from nestling.levels.words import KEYS, Words, worded
 from nestling.optim.batches import Batch, Batches
+from nestling.optim.compiling import bookkeeping, outer
 from nestling.optim.sharding import agree, local
 
 RULES = ("auto", "matrix", "adamw")
@@ -108,6 +113,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def check(self, group: dict[str, Any]) -> None:
         """InputError if one of the subclass's hyper-parameters is out of range."""
 
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """What the entries of `init` remember, for `nestling.levels`; entries left out are no memories."""
+        own = Words("", f"{type(self).__name__}'s own", f"{type(self).__name__}'s own")
+        names = self.init(torch.empty(1, 2, 2, device="meta"), group)
+        return {name: KEYS.get(name, replace(own, name=name.replace("_", " "))) for name in names}
+
     # The contract of torch.optim.Optimizer.
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -119,7 +130,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    @torch.compiler.disable(recursive=False)  # pyright: ignore[reportCallIssue]
+    @outer
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient; returns the closure's loss.
@@ -174,6 +185,25 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     return f"'{names[position]}'" if names else f"{position} of group {number}"
         raise KeyError("not a parameter of this optimizer")
 
+    def components(self, group: dict[str, Any]) -> list[Component]:
+        """The memories of this group's gradients, and its weights, for `nestling.levels.inspect`.
+
+        The group's parameters have equally many dimensions, hence one rule.
+        """
+        matrices = [p for p in group["params"] if takes_matrix_rule(p, group)]
+        if not matrices:
+            words = {
+                key: replace(KEYS[key], decay=("adamw_betas", i)) for i, key in enumerate(("exp_avg", "exp_avg_sq"))
+            }
+            sizes: dict[str, int] = dict.fromkeys(words, sum(p.numel() for p in group["params"]))
+            return [*worded(words, sizes, group), Component("weights", "weights", 1, "step", rule="AdamW")]
+        sizes = Counter()
+        for (rows, columns), count in Counter((p.shape[0] if p.ndim > 1 else 1, _columns(p)) for p in matrices).items():
+            state = self.init(torch.empty(1, rows, columns, device="meta"), group)
+            sizes.update({name: count * tensor.numel() for name, tensor in state.items()})
+        weights = Component("weights", "weights", 1, "step", rule=type(self).__name__)
+        return [*worded(self.words(group), sizes, group), weights]
+
     # Inside.
 
     def _parameters(self) -> Iterable[Tensor]:
@@ -192,6 +222,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 raise InputError(f"parameter {self.name_of(parameter)} is complex: give its real and imaginary part.")
         self.check(group)
 
+    @bookkeeping
     def _check_gradients(self) -> None:
         """InputError for a sparse gradient or, with `check_finite`, one that is not finite; `step` begins with it."""
         checked = []
@@ -211,6 +242,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 "rate, clip the gradient, or skip this step."
             )
 
+    @outer
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for batch in self._batches.of(params, together=group["foreach"] is not False):
             grad = batch.gradients()
@@ -220,6 +252,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.step_batch(batch, grad, state, group)
             batch.keep(state)
 
+    @outer
     def step_batch(self, batch: Batch, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """One batch's step from its gradients (n, out, in): `update`, weight decay and the write. Rarely overridden."""
         # A rank may have no part of a small sharded batch.
@@ -227,6 +260,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         rate = float(group["lr"])
         factor = self.shape_factor(grad.shape[1], grad.shape[2], group)
         batch.write(step, 1 - rate * group["weight_decay"], -rate * factor)
+
+
+def _columns(parameter: Tensor) -> int:
+    return parameter.shape[1:].numel() if parameter.ndim > 1 else parameter.numel()
 
 
 def takes_matrix_rule(parameter: Tensor, group: dict[str, Any]) -> bool:
@@ -247,7 +284,7 @@ def not_finite(params: list[Any]) -> Tensor | None:
     return params[bad.tolist().index(True)] if bad.any() else None
 
 
-@torch.compiler.disable()
+@bookkeeping
 def _step_adamw(params: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
     """AdamW, torch's own, on shards and in at least float32."""
     for parameter, state in zip(params, states, strict=True):
