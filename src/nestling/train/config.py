@@ -34,6 +34,7 @@ OPTIMIZERS: dict[str, tuple[str, float]] = {
     "adamuon": ("AdaMuon", 2e-3),
     "m3": ("M3", 2e-3),
     "delta-momentum": ("DeltaMomentum", 2e-3),
+    "dmgd": ("DMGD", 2e-2),
 }
 """Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 
