@@ -34,6 +34,7 @@ OPTIMIZERS: dict[str, tuple[str, float]] = {
     "adamuon": ("AdaMuon", 3.2e-2),
     "m3": ("M3", 1.6e-2),
     "delta-momentum": ("DeltaMomentum", 1.6e-2),
+    "dmgd": ("DMGD", 2e-2),
 }
 """Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 
