@@ -7,10 +7,13 @@ be equal is equal to rounding.
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch.optim import Optimizer
 
-from nestling.optim import M3, AdaMuon, DeltaMomentum, Muon
-from nestling.optim.associative import AssociativeMomentum
+from nestling.memory.feature import Power
+from nestling.optim import DGD, DMGD, GGD, GM, M3, AdaMuon, AssociativeMomentum, DeltaMomentum, Muon, Whitening
+from nestling.optim.orthogonal import newton_schulz
+from optim.fed import fed
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "muon": partial(Muon, precision="float32"),
@@ -21,4 +24,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "delta": partial(DeltaMomentum, precision="float32"),
     "delta-letter": partial(DeltaMomentum, xi_max=1.0, output="identity"),
     "associative": AssociativeMomentum,
+    "preconditioned": partial(AssociativeMomentum, value=Whitening(), normalize=True, rms=0.2),
+    "feature": partial(AssociativeMomentum, feature=Power(0.5), rms=0.2),
+    "dmgd": partial(DMGD, output=partial(newton_schulz, dtype=torch.float32)),
+    "dmgd-letter": partial(DMGD, output=None, read="gradient"),
+    "dgd": fed(DGD),
+    "ggd": fed(GGD),
+    "gm": GM,
 }

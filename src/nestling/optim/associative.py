@@ -7,7 +7,9 @@ from typing import Any, Literal, Unpack
 
 from torch import Tensor
 
+from nestling.levels.words import Words
 from nestling.memory.feature import Feature, Identity
+from nestling.memory.gd import GD
 from nestling.memory.objective import DotProduct, Objective
 from nestling.memory.retention import Decay, Retention
 from nestling.memory.rule import Rule
@@ -53,8 +55,9 @@ class AssociativeMomentum(MatrixOptimizer):
         value: the preconditioner P; None for the identity.
         output: the map sigma of the update (n, out, in), as `newton_schulz`; None for the identity.
         read: "state": the update is the memory's state, read at the basis vectors; "gradient": `m(u)`, row by row.
-        normalize: make the memory blind to the gradient's scale and stable for every `inner_lr` up to 1.
+        normalize: make the memory blind to the gradient's scale and stable for every `inner_lr` up to `1 + decay`.
         hidden: hidden width of a deep memory; None for the parameter's input width.
+        gain: what hidden layers start with, times an orthogonal matrix: how far into its non-linearity a memory works.
         rms: scale each matrix's step to this root mean square (0.2 is the size of AdamW's steps); None for as it is.
         weight_decay: decoupled weight decay.
         shared: settings of all optimizers here, see `Shared`.
@@ -82,6 +85,7 @@ class AssociativeMomentum(MatrixOptimizer):
         read: Literal["state", "gradient"] = "state",
         normalize: bool = False,
         hidden: int | None = None,
+        gain: float = 1.0,
         rms: float | None = None,
         weight_decay: float = 0.0,
         **shared: Unpack[Shared],
@@ -96,6 +100,7 @@ class AssociativeMomentum(MatrixOptimizer):
             read,
             normalize,
             hidden,
+            gain,
         )
         self.output = output
         super().__init__(params, {"decay": decay, "inner_lr": inner_lr, "rms": rms}, lr, weight_decay, **shared)
@@ -112,11 +117,11 @@ class AssociativeMomentum(MatrixOptimizer):
         if self.memory.retention.anchor == "initial":
             state |= {f"anchor{i}": layer.clone() for i, layer in enumerate(layers)}
         if self.memory.value is not None:
-            state["value"] = self.memory.value.init(grad)
+            state["value"] = self.memory.value.init(self.memory.scaled(grad))
         return state
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-        precondition = None
+        grad, precondition = self.memory.scaled(grad), None
         if self.memory.value is not None:
             precondition, state["value"] = self.memory.value(grad, state["value"])
         pairs = self.memory.pairs(grad, precondition)
@@ -126,8 +131,26 @@ class AssociativeMomentum(MatrixOptimizer):
         state |= {f"layer{i}": layer for i, layer in enumerate(new)}
         update = self.memory.update(new, pairs.keys, grad.shape[-1])
         update = update if self.output is None else self.output(update)
-        update = update if group["rms"] is None else to_rms(update, group["rms"])
-        return update
+        return update if group["rms"] is None else to_rms(update, group["rms"])
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """Each layer of the memory is a memory, and so is the preconditioner; anchors are constants."""
+        memory, count = self.memory, len(self.memory.structure.direct)
+        objective = f"{type(memory.objective).__name__} of the memory's answers to the gradients"
+        rules = memory.rules or (GD(),) * count
+        after = ("value",) if memory.value is not None else ()
+        layers = {
+            f"layer{i}": Words(
+                "momentum" if count == 1 else f"momentum, layer {i + 1}",
+                objective,
+                type(rule).__name__,
+                ("decay", 0),
+                after,
+            )
+            for i, rule in enumerate(rules)
+        }
+        how = type(memory.value).__name__
+        return layers | {name: Words("preconditioner", f"{how} of the gradients", how) for name in after}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"memory": self.memory, "output": self.output}

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from nestling.levels.words import Words
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.muon import PRECISIONS, check_newton_schulz
 from nestling.optim.orthogonal import newton_schulz
@@ -96,6 +97,10 @@ class DeltaMomentum(MatrixOptimizer):
 
     def shape_factor(self, rows: int, columns: int, group: dict[str, Any]) -> float:
         return 0.2 * math.sqrt(max(rows, columns)) if group["output"] == "orthogonal" else 1.0
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """The momentum is fitted to the gradients, not only added up."""
+        return {"momentum": Words("momentum", "L2 between the memory's answer and the gradient", "DGD", ("alpha", 0))}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
         c = group["alpha"] if group["c"] is None else group["c"]

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from nestling.optim.base import Shared
-from nestling.optim.layerwise import Layer, LayerOptimizer
+from nestling.optim.compiling import outer
+from nestling.optim.layerwise import Layer, LayerOptimizer, positive
 
 
 def delta_gradient(weight: Tensor, grad: Tensor, x: Tensor, eta: float, count: float) -> Tensor:
     """`(W - eta G)(I + eta X^T X / n)^-1` from rows `x (r, in)`, by a system of r equations (Woodbury)."""
     right = weight - eta * grad
     scores = torch.eye(len(x), dtype=x.dtype, device=x.device).addmm_(x, x.mT, alpha=eta / count)
-    erased = torch.cholesky_solve(x @ right.mT, torch.linalg.cholesky(scores))
+    erased = torch.cholesky_solve(x @ right.mT, positive(scores))
     return torch.addmm(right, erased.mT, x, alpha=-eta / count)
 
 
 def delta_gradient_of_gram(weight: Tensor, grad: Tensor, gram: Tensor, eta: float, count: float) -> Tensor:
     """The same from `gram = X^T X (in, in)`, by a system of as many equations as there are inputs."""
     bracket = torch.eye(len(gram), dtype=gram.dtype, device=gram.device).add_(gram, alpha=eta / count)
-    return torch.cholesky_solve((weight - eta * grad).mT, torch.linalg.cholesky(bracket)).mT
+    return torch.cholesky_solve((weight - eta * grad).mT, positive(bracket)).mT
 
 
 class DGD(LayerOptimizer):
@@ -67,8 +68,11 @@ class DGD(LayerOptimizer):
     ):
         super().__init__(params, {"rows": rows}, lr, weight_decay, process_group, **shared)
 
+    @outer
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         eta = float(group["lr"])
+        if eta == 0:
+            return layer.weight
         weight = layer.weight * (1 - eta * group["weight_decay"])
         if layer.add is None and not layer.rows.folded:
             return delta_gradient(weight, layer.grad, layer.rows.x, eta, layer.count)
