@@ -26,8 +26,8 @@ FREQUENCY = 10
 NEVER = 2**30
 ROUNDS = 7
 SHAPES: dict[str, dict[str, Any]] = {
-    "small": {"size": "small", "layers": 3},
-    "340m": {"size": "340m", "layers": 2},
+    "small": {"size": "small", "layers": 2},
+    "340m": {"size": "340m", "layers": 1},
 }
 PAPER: dict[str, dict[str, Any]] = {
     "140M": {"size": "small", "layers": 2, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048},
