@@ -11,12 +11,12 @@ from nestling.levels.words import DOT, EMA, Words
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.muon import PRECISIONS, check_newton_schulz
 from nestling.optim.orthogonal import newton_schulz
-from nestling.optim.transform import bias_correction, to_rms
+from nestling.optim.transform import to_rms
 
 
-def adamuon(grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-    """`M <- b1 M + (1 - b1) G`, `O = NewtonSchulz(sign M)`, `V <- b2 V + (1 - b2) O^2`; returns `O / (sqrt V' + eps)`
-    scaled to the rms 0.2, `V' = V/(1 - b2^t)`. Matrices (n, out, in); `state` is changed in place.
+def adamuon(grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """`M <- b1 M + (1 - b1) G`, `O = NewtonSchulz(sign M)`, `V <- b2 V + (1 - b2) O^2`; returns `O / (sqrt V + eps)`
+    scaled to the rms 0.2. Matrices (n, out, in); `state` is changed in place.
     """
     beta1, beta2 = group["betas"]
     momentum, second = state["momentum"], state["second_moment"]
@@ -24,7 +24,7 @@ def adamuon(grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, 
     source = momentum.sign() if group["sign"] else momentum
     o = newton_schulz(source, group["ns_steps"], dtype=PRECISIONS[group["precision"]]).to(grad.dtype)
     second.lerp_(o.square(), 1 - beta2)
-    return to_rms(o / (second / bias_correction(beta2, step)).sqrt_().add_(group["eps"]), 0.2)
+    return to_rms(o / second.sqrt().add_(group["eps"]), 0.2)
 
 
 class AdaMuon(MatrixOptimizer):
@@ -75,4 +75,4 @@ class AdaMuon(MatrixOptimizer):
         return {"momentum": Words("momentum", DOT, EMA, ("betas", 0)), "second_moment": second}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-        return adamuon(grad, state, step, group)
+        return adamuon(grad, state, group)

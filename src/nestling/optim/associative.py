@@ -55,8 +55,9 @@ class AssociativeMomentum(MatrixOptimizer):
         value: the preconditioner P; None for the identity.
         output: the map sigma of the update (n, out, in), as `newton_schulz`; None for the identity.
         read: "state": the update is the memory's state, read at the basis vectors; "gradient": `m(u)`, row by row.
-        normalize: make the memory blind to the gradient's scale and stable for every `inner_lr` up to 1.
+        normalize: make the memory blind to the gradient's scale and stable for every `inner_lr` up to `1 + decay`.
         hidden: hidden width of a deep memory; None for the parameter's input width.
+        gain: what hidden layers start with, times an orthogonal matrix: how far into its non-linearity a memory works.
         rms: scale each matrix's step to this root mean square (0.2 is the size of AdamW's steps); None for as it is.
         weight_decay: decoupled weight decay.
         shared: settings of all optimizers here, see `Shared`.
@@ -84,6 +85,7 @@ class AssociativeMomentum(MatrixOptimizer):
         read: Literal["state", "gradient"] = "state",
         normalize: bool = False,
         hidden: int | None = None,
+        gain: float = 1.0,
         rms: float | None = None,
         weight_decay: float = 0.0,
         **shared: Unpack[Shared],
@@ -98,6 +100,7 @@ class AssociativeMomentum(MatrixOptimizer):
             read,
             normalize,
             hidden,
+            gain,
         )
         self.output = output
         super().__init__(params, {"decay": decay, "inner_lr": inner_lr, "rms": rms}, lr, weight_decay, **shared)

@@ -17,6 +17,7 @@ from nestling.errors import InputError
 from nestling.levels.clock import Component
 from nestling.levels.words import KEYS, Words, worded
 from nestling.optim.batches import Batch, Batches
+from nestling.optim.compiling import bookkeeping, outer
 from nestling.optim.sharding import agree, local
 
 RULES = ("auto", "matrix", "adamw")
@@ -129,7 +130,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    @torch.compiler.disable(recursive=False)  # pyright: ignore[reportCallIssue]
+    @outer
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient; returns the closure's loss.
@@ -221,6 +222,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 raise InputError(f"parameter {self.name_of(parameter)} is complex: give its real and imaginary part.")
         self.check(group)
 
+    @bookkeeping
     def _check_gradients(self) -> None:
         """InputError for a sparse gradient or, with `check_finite`, one that is not finite; `step` begins with it."""
         checked = []
@@ -240,6 +242,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 "rate, clip the gradient, or skip this step."
             )
 
+    @outer
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for batch in self._batches.of(params, together=group["foreach"] is not False):
             grad = batch.gradients()
@@ -249,6 +252,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.step_batch(batch, grad, state, group)
             batch.keep(state)
 
+    @outer
     def step_batch(self, batch: Batch, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """One batch's step from its gradients (n, out, in): `update`, weight decay and the write. Rarely overridden."""
         # A rank may have no part of a small sharded batch.
@@ -280,7 +284,7 @@ def not_finite(params: list[Any]) -> Tensor | None:
     return params[bad.tolist().index(True)] if bad.any() else None
 
 
-@torch.compiler.disable()
+@bookkeeping
 def _step_adamw(params: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
     """AdamW, torch's own, on shards and in at least float32."""
     for parameter, state in zip(params, states, strict=True):

@@ -5,12 +5,13 @@ which every parameter's own state is a view: they are copied together once, and 
 a gradient change or if somebody (load_state_dict, deepcopy) put another tensor in a view's place.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nestling.optim.compiling import bookkeeping
 from nestling.optim.sharding import by_rows, is_sharded, local, shards, whole
 
 LARGEST = {"cpu": 2**20}
@@ -33,6 +34,7 @@ class Batch:
         """Steps taken."""
         return _steps(self._members[0])
 
+    @bookkeeping
     def gradients(self) -> Tensor:
         """(n, out, in) in at least float32, of a convolution (out, rest), of a vector one row; not to be changed."""
         gradients = [p.grad for p in self.params]
@@ -42,10 +44,12 @@ class Batch:
         matrices = batch.reshape(len(batch), 1, -1) if stacked.ndim < 3 else batch.flatten(2)
         return matrices.to(torch.promote_types(matrices.dtype, torch.float32))
 
+    @bookkeeping
     def states(self) -> dict[str, Tensor]:
         """What `keep` kept."""
         return {key: whole(value) for key, value in self._stored.items() if key != "step"}
 
+    @bookkeeping
     def keep(self, state: dict[str, Tensor]) -> None:
         """Store states, each (n, ...), and count one step. Whatever was changed in place stays where it is."""
         if not self._stored:
@@ -62,6 +66,7 @@ class Batch:
                     local(stored).copy_(value)
         self._stored["step"].add_(1)
 
+    @bookkeeping
     def write(self, step: Tensor, keep: float, rate: float) -> None:
         """`W <- keep W + rate step` for every matrix, in at least float32, rounded once."""
         changes: Any = step.reshape(len(step), *self.params[0].shape)
@@ -101,8 +106,10 @@ class Batches:
         self._state_of = state_of
         self._kept: dict[tuple[int, ...], Batch] = {}
 
-    def of(self, params: list[Tensor], together: bool = True) -> Iterator[Batch]:
+    @bookkeeping
+    def of(self, params: list[Tensor], together: bool = True) -> list[Batch]:
         """Batches that cover these parameters, each with the states they have now."""
+        batches = []
         for members in _partition(params, self._state_of, together):
             key = tuple(id(p) for p in members)
             states = [self._state_of(p) for p in members]
@@ -110,7 +117,8 @@ class Batches:
             if batch is None or not batch.intact(states):
                 batch = Batch(members, states)
                 self._kept = {k: b for k, b in self._kept.items() if not set(k) & set(key)} | {key: batch}
-            yield batch
+            batches.append(batch)
+        return batches
 
 
 def _steps(state: dict[str, Any]) -> int:

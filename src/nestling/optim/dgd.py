@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from nestling.optim.base import Shared
-from nestling.optim.layerwise import Layer, LayerOptimizer
+from nestling.optim.layerwise import Layer, LayerOptimizer, positive
 
 
 def delta_gradient(weight: Tensor, grad: Tensor, x: Tensor, eta: float, count: float) -> Tensor:
     """`(W - eta G)(I + eta X^T X / n)^-1` from rows `x (r, in)`, by a system of r equations (Woodbury)."""
     right = weight - eta * grad
     scores = torch.eye(len(x), dtype=x.dtype, device=x.device).addmm_(x, x.mT, alpha=eta / count)
-    erased = torch.cholesky_solve(x @ right.mT, torch.linalg.cholesky(scores))
+    erased = torch.cholesky_solve(x @ right.mT, positive(scores))
     return torch.addmm(right, erased.mT, x, alpha=-eta / count)
 
 
 def delta_gradient_of_gram(weight: Tensor, grad: Tensor, gram: Tensor, eta: float, count: float) -> Tensor:
     """The same from `gram = X^T X (in, in)`, by a system of as many equations as there are inputs."""
     bracket = torch.eye(len(gram), dtype=gram.dtype, device=gram.device).add_(gram, alpha=eta / count)
-    return torch.cholesky_solve((weight - eta * grad).mT, torch.linalg.cholesky(bracket)).mT
+    return torch.cholesky_solve((weight - eta * grad).mT, positive(bracket)).mT
 
 
 class DGD(LayerOptimizer):

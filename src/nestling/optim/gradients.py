@@ -99,9 +99,11 @@ class GradientMemory:
         read: "state": the update is the memory read at the basis vectors, the matrix itself where it is one
             (`W - m`); keys have width in, values width out. "gradient": the update is `m(u)`, row by row (Eq. 50's
             letter); values are the rows of `P G`.
-        normalize: keys are `G / rms(G)`, basis vectors are `sqrt(in) e_j`, and a layer's step is divided by out times
-            its fan-in: no choice of `eta <= 1` is then unstable, and the scale of the gradient has no effect.
+        normalize: keys are `G / rms(G)`, basis vectors are `sqrt(in) e_j`, values are times sqrt(out), all of root mean
+            square 1, and a layer's step is divided by out times its fan-in: no choice of `eta <= 1 + alpha` is then
+            unstable, and the scale of the gradient has no effect.
         hidden: hidden width h of a deep structure; None for in.
+        gain: what hidden layers start with, times an orthogonal matrix.
     """
 
     structure: Structure = field(default_factory=Matrix)
@@ -113,6 +115,7 @@ class GradientMemory:
     read: Literal["state", "gradient"] = "state"
     normalize: bool = False
     hidden: int | None = None
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if self.read not in ("state", "gradient"):
@@ -146,7 +149,7 @@ class GradientMemory:
         generator = torch.Generator().manual_seed(0)
         for shape in shapes[1:]:
             layer = torch.nn.init.orthogonal_(torch.empty(shape, dtype=grad.dtype), generator=generator)
-            layers.append(layer.to(grad.device))
+            layers.append(layer.mul_(self.gain).to(grad.device))
         return tuple(layer.expand(grad.shape[0], *layer.shape) for layer in layers)
 
     def pairs(self, grad: Tensor, precondition: Tensor | None) -> Pairs:
@@ -158,7 +161,7 @@ class GradientMemory:
             return Pairs(keys, grad if precondition is None else precondition @ grad)
         if precondition is None:
             precondition = torch.eye(grad.shape[-2], dtype=grad.dtype, device=grad.device).expand(grad.shape[0], -1, -1)
-        return Pairs(keys, precondition.mT)
+        return Pairs(keys, precondition.mT * (math.sqrt(grad.shape[-2]) if self.normalize else 1.0))
 
     def write(
         self, layers: Sequence[Tensor], initial: Sequence[Tensor], pairs: Pairs, eta: float, decay: float

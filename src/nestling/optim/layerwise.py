@@ -123,13 +123,15 @@ class LayerOptimizer(MatrixOptimizer):
             if rows is None:
                 continue  # A bias: it moves with its weight.
             own = [weight] if rows.bias is None else [weight, rows.bias]
-            grad = _beside([_whole(p.grad) for p in own])
+            grad = _beside([whole(p.grad) for p in own])
             add = self._sum_over(weight)
             seen = rows.weight.new_full((), rows.count, dtype=torch.float64)
             count = group["rows"] or float(seen if add is None else add(seen))
-            layer = Layer(_beside([_whole(p) for p in own]), -grad if group["maximize"] else grad, rows, count, add)
-            new = self.solve(layer, self.state[weight], group)
-            for parameter, part in zip(own, (new[:, : weight.shape[1]], new[:, -1]), strict=False):
+            layer = Layer(_beside([whole(p) for p in own]), -grad if group["maximize"] else grad, rows, count, add)
+            state = self.state[weight]
+            state.setdefault("step", torch.zeros((), device="cpu")).add_(1)
+            new = self.solve(layer, state, group)
+            for parameter, part in zip(own, (new[:, : weight[:1].numel()], new[:, -1]), strict=False):
                 _write(parameter, part)
 
     def _sum_over(self, weight: Any) -> Callable[[Tensor], Tensor] | None:
@@ -166,18 +168,27 @@ def layer_groups(model: nn.Module, overrides: Mapping[str, str | dict[str, Any]]
     return param_groups(model, rules)
 
 
-def _whole(tensor: Any) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """All of a tensor, sharded or not, in at least float32."""
     tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def positive(matrix: Tensor) -> Tensor:
+    """Cholesky factor of a matrix that is positive, kept so against its own rounding."""
+    rounding = torch.finfo(matrix.dtype).eps * matrix.diagonal().sum()
+    return torch.linalg.cholesky(matrix + rounding * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+
+
 def _beside(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat([parts[0], parts[1].unsqueeze(-1)], -1)
+    """`[W b]` of a weight and perhaps a bias; a weight of another shape is (out, rest), a vector one row."""
+    weight = parts[0].reshape(1, -1) if parts[0].ndim < 2 else parts[0].flatten(1)
+    return weight if len(parts) == 1 else torch.cat([weight, parts[1].unsqueeze(-1)], -1)
 
 
 def _write(parameter: Any, new: Tensor) -> None:
     """Round once, to the parameter's dtype and shards."""
+    new = new.reshape(parameter.shape)
     if is_sharded(parameter):
         from torch.distributed.tensor import DTensor, Replicate
 

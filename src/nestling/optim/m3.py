@@ -11,41 +11,46 @@ from torch import Tensor
 
 from nestling.levels.words import DOT, EMA, SQUARE, Words
 from nestling.optim.base import MatrixOptimizer, Shared, require
+from nestling.optim.compiling import outer
 from nestling.optim.muon import PRECISIONS, check_newton_schulz
 from nestling.optim.orthogonal import newton_schulz
-from nestling.optim.transform import bias_correction, rms, to_rms
+from nestling.optim.transform import rms, to_rms
 
 RMS = 0.2
 """Root mean square of a step at lr = 1: about AdamW's, so that one learning rate suits both."""
 
 
-def m3(grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-    """One step of n matrices (n, out, in); `state` is changed in place.
+def fast(grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """Every step, on n matrices (n, out, in); `state` is changed in place.
 
-    Every f steps, before the present gradient: `M2 <- b3 M2 + (1 - b3) sum of the last f gradients`, `O2 = NS(M2)`.
-    Every step: `M1 <- b1 M1 + (1 - b1) G`, `V <- b2 V + (1 - b2) G^2`, and the result is
-    `D = (NS(M1) + alpha O2) / (sqrt(V') + eps rms(sqrt(V')))`, `V' = V/(1 - b2^t)`, scaled to the rms 0.2.
+    `M1 <- b1 M1 + (1 - b1) G`, `V <- b2 V + (1 - b2) G^2`, and the result is
+    `D = (NS(M1) + alpha O2) / (sqrt(V) + eps rms(sqrt(V)))`, scaled to the rms 0.2. A correction of V's start from
+    zero would be one factor for all entries, which the scaling takes out again.
 
-    With accumulate="sum", Algorithm 1's letter, `M <- M + b G`, `V <- V + b2 G^2`, and the result is
+    With accumulate="sum", Algorithm 1's letter, `M1 <- M1 + b1 G`, `V <- V + b2 G^2`, and the result is
     `(NS(M1) + alpha O2) / (sqrt(V) + eps)`.
     """
-    average, (beta1, beta2, beta3) = group["accumulate"] == "average", group["betas"]
-    first, second, slow, since, slow_output = (state[name] for name in M3.states)
-    if group["alpha"] and step > 1 and (step - 1) % group["frequency"] == 0:
-        accumulate(slow, since, beta3, average)
-        slow_output.copy_(_orthogonal(slow, group))
-        since.zero_()
+    average, (beta1, beta2, _) = group["accumulate"] == "average", group["betas"]
+    accumulate(state["momentum"], grad, beta1, average)
+    accumulate(state["second_moment"], grad.square(), beta2, average)
+    direction = _orthogonal(state["momentum"], group).to(grad.dtype)
     if group["alpha"]:
-        since.add_(grad)
-    accumulate(first, grad, beta1, average)
-    accumulate(second, grad.square(), beta2, average)
-    direction = _orthogonal(first, group).to(grad.dtype)
-    if group["alpha"] and step > group["frequency"]:
-        direction = direction.add(slow_output, alpha=group["alpha"])
+        state["since"].add_(grad)
+        direction = direction.add(state["slow_output"], alpha=group["alpha"])
+    scale = state["second_moment"].sqrt()
     if not average:
-        return direction / second.sqrt().add_(group["eps"])
-    scale = (second / bias_correction(beta2, step)).sqrt_()
+        return direction / scale.add_(group["eps"])
     return to_rms(direction / scale.add_(group["eps"] * rms(scale)).clamp_(min=1e-30), RMS)
+
+
+def slow(state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """Every f steps, before the present gradient: `M2 <- b3 M2 + (1 - b3) sum of the last f gradients`, `O2 = NS(M2)`.
+
+    With accumulate="sum" `M2 <- M2 + b3 sum of the last f gradients`.
+    """
+    accumulate(state["slow_momentum"], state["since"], group["betas"][2], group["accumulate"] == "average")
+    state["slow_output"].copy_(_orthogonal(state["slow_momentum"], group))
+    state["since"].zero_()
 
 
 def accumulate(memory: Tensor, value: Tensor, beta: float, average: bool) -> None:
@@ -141,5 +146,8 @@ class M3(MatrixOptimizer):
             "slow_momentum": Words("slow momentum", DOT, how, ("betas", 2), ("since",) if every > 1 else (), every),
         }
 
+    @outer
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-        return m3(grad, state, step, group)
+        if group["alpha"] and step > 1 and (step - 1) % group["frequency"] == 0:
+            slow(state, group)
+        return fast(grad, state, group)

@@ -3,11 +3,6 @@
 from torch import Tensor
 
 
-def bias_correction(beta: float, step: int) -> float:
-    """What an exponential moving average from zero must be divided by after `step` values to be a weighted mean."""
-    return 1 - beta**step
-
-
 def rms(x: Tensor) -> Tensor:
     """Root mean square of each matrix, (..., 1, 1)."""
     return x.square().mean((-2, -1), keepdim=True).sqrt()
