@@ -1,6 +1,7 @@
 """Memories of gradients: found by trying, explained in words, declared by ours."""
 
 import copy
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -14,9 +15,7 @@ from nestling.levels.optimizers import memories
 from nestling.levels.trial import tried
 from nestling.levels.words import KEYS
 from nestling.memory.structure import MLP
-from nestling.optim.associative import AssociativeMomentum
-from nestling.optim.dgd import DGD
-from nestling.optim.gradients import Whitening
+from optim.tables import OPTIMIZERS
 
 MATRIX = (6, 4)
 TORCH = {
@@ -165,24 +164,17 @@ def test_an_optimizer_may_say_itself():
     assert [(memory.name, memory.period) for memory in memories(one, one.param_groups[0])] == [("mine", 3)]
 
 
-OURS = {
-    "Muon": (ours.Muon, {}),
-    "AdaMuon": (ours.AdaMuon, {}),
-    "DeltaMomentum": (ours.DeltaMomentum, {}),
-    "M3": (ours.M3, {"frequency": 6}),
-    "M3, no slow momentum": (ours.M3, {"alpha": 0.0}),
-    "AssociativeMomentum": (AssociativeMomentum, {}),
-    "AssociativeMomentum, preconditioned": (AssociativeMomentum, {"value": Whitening()}),
-    "AssociativeMomentum, deep": (AssociativeMomentum, {"structure": MLP(), "hidden": 9}),
-    "M3, sums": (ours.M3, {"accumulate": "sum", "frequency": 4}),
+OURS = {name: make for name, make in OPTIMIZERS.items() if name not in ("dgd", "ggd")}  # whose steps need a model
+OURS |= {
+    "m3-fast-only": partial(ours.M3, alpha=0.0),
+    "deep": partial(ours.AssociativeMomentum, structure=MLP(), hidden=9),
 }
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 5, 2), (7,)], ids=str)
 @pytest.mark.parametrize("name", OURS)
 def test_what_ours_declare_is_what_is_observed(name, shape):
-    cls, settings = OURS[name]
-    one = cls([parameter(*shape)], **settings)
+    one = OURS[name]([parameter(*shape)])
     (group,) = one.param_groups
     *declared, weights = one.components(group)
     words = one.words(group) if len(shape) > 1 else {key: KEYS[key] for key in ("exp_avg", "exp_avg_sq")}
@@ -190,7 +182,8 @@ def test_what_ours_declare_is_what_is_observed(name, shape):
     assert {key: observed[key] for key in words} == {
         key: (memory.period, memory.parameters) for key, memory in zip(words, declared, strict=True)
     }
-    assert weights.rule == (cls.__name__ if len(shape) > 1 else "AdamW")
+    assert "own" not in "".join(memory.rule for memory in declared)  # all of them have words
+    assert weights.rule == (type(one).__name__ if len(shape) > 1 else "AdamW")
     assert set(observed) - set(words) <= {"slow_output"}
 
 
@@ -205,7 +198,7 @@ def test_multi_frequency_is_its_optimizer_at_a_slower_pace(period):
 
 def test_dgd_remembers_no_gradients():
     model = nn.Sequential(nn.Linear(16, 12), nn.LayerNorm(12))
-    system = inspect(model, DGD(model))
+    system = inspect(model, ours.DGD(model))
     assert [[one.name for one in level] for level in system.levels] == [
         ["momentum", "second moment"],
         ["weights (DGD)", "weights (AdamW)"],

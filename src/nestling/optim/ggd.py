@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nestling.errors import InputError
+from nestling.levels.words import Words
 from nestling.memory.objective import L2, Objective
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.compiling import bookkeeping, outer
@@ -287,6 +288,14 @@ class GM(MatrixOptimizer):
         gram, eta = keys.mT @ keys, float(group["inner_lr"])
         keep = partial(self.retention, past=past)
         return argmin(fit, keep, past[-1], gram, eta, group["inner_steps"])
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """The past states are the memory; the preconditioner is another one, which it reads."""
+        objective = f"{type(self.objective).__name__} of the memory's answers to the gradients"
+        after = () if self.value is None else ("value",)
+        found = {"past": Words("momentum", objective, "argmin", ("decay", 0), after)}
+        how = type(self.value).__name__
+        return found | {name: Words("preconditioner", f"{how} of the gradients", how) for name in after}
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("objective", "retention", "value", "normalize")}
