@@ -242,3 +242,53 @@ def test_a_command_is_a_dataclass_and_a_line_in_the_table(monkeypatch, capsys):
     assert capsys.readouterr().out == "greeting  hello owl\n"
     assert answer(capsys, "greet", "--json") == {"greeting": "hello you"}
     assert "nobody" in mistake(capsys, "greet", "--name", "nobody")
+
+
+def test_levels_of_a_new_model_and_its_drawings(tmp_path, capsys):
+    found = answer(capsys, "levels", *TINY, *FIELDS, "--optimizer", "m3", "--step-tokens", 512, "--json")
+    levels = [[(one["name"], one["frequency"]) for one in level] for level in found["levels"]]
+    assert levels[0] == [("attention", "∞")]
+    assert ("slow momentum", "1/5,120") in levels[-1]
+    for name in ("levels.svg", "levels.html"):
+        path = tmp_path / name
+        assert answer(capsys, "levels", *TINY, *FIELDS, "--out", path, "--json")["out"] == str(path)
+        assert "attention" in path.read_text()
+    assert cli.main(["levels", *TINY, *FIELDS, "--optimizer", "none"]) == 0
+    said = capsys.readouterr().out
+    assert "attention" in said
+    assert "momentum" not in said
+
+
+def test_levels_of_a_run_are_those_it_was_trained_with(run, capsys):
+    found = answer(capsys, "levels", run, "--json")
+    assert found["step_tokens"] == 2 * 16
+    assert found == json.loads((run / "config.json").read_text())["system"]
+    assert answer(capsys, "levels", run / "model", "--json")["step_tokens"] == 8 * 256
+    assert answer(capsys, "levels", run, "--optimizer", "muon", "--json") != found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "folder or --model is needed"),
+        (["--model", "hope", "nowhere"], "only one of the two"),
+        (["nowhere"], "folder: 'nowhere' does not exist"),
+        ([*TINY, "--optimizer", "adom"], "optimizer: 'adom' is unknown; give one of adamw"),
+        ([*TINY, "--out", "levels.png"], "out: 'levels.png' must end in .svg or .html"),
+        ([*TINY, "--step-tokens", "0"], "step_tokens: 0 is not allowed"),
+        ([*TINY, "--out", "levels.svg", "--width", "20"], "width: 20 is too narrow"),
+        (["--model", "hop"], "'hop' is unknown"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_levels_are_one_sentence(capsys, arguments, said):
+    assert said in mistake(capsys, "levels", *arguments)
+
+
+def test_levels_takes_no_fields_for_a_folder(run, tmp_path, capsys):
+    assert "set: fields are for --model" in mistake(capsys, "levels", run, "--set", "hidden_size=8")
+    (tmp_path / "model").mkdir()
+    for path in (run / "model").iterdir():
+        (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json cannot be read" in mistake(capsys, "levels", tmp_path)

@@ -5,11 +5,14 @@ import math
 
 import pytest
 
+MEMORY = {"kind": "memory", "unit": "token", "context": "keys and values", "objective": "L2", "rule": "DGD"}
+WEIGHTS = {"name": "weights", "kind": "weights", "period": 1, "unit": "step", "parameters": 1_204_000}
+INITIAL = {"kind": "initialization", "source": "weights", "target": "content memory"}
 LEVELS = [
-    {"name": "content memory", "period": 16, "kind": "memory", "context": "keys and values", "parameters": 65536},
-    {"name": "projections (v, k, eta, alpha)", "period": 64, "kind": "memory", "context": "keys", "parameters": 262144},
-    {"name": "CMS 512", "period": 512, "kind": "memory", "context": "errors", "parameters": 131072},
-    {"name": "weights and optimizer", "period": None, "kind": "weights", "context": "data", "parameters": 1_204_000},
+    [MEMORY | {"name": "content memory", "period": 16, "parameters": 65536}],
+    [MEMORY | {"name": "projections (v, k, eta, alpha)", "period": 64, "parameters": 262144}],
+    [MEMORY | {"name": "CMS 512", "period": 512, "parameters": 131072}],
+    [WEIGHTS | {"transfers": [INITIAL]}],
 ]
 MACHINE = {
     "nestling": "0.1.0",
@@ -47,8 +50,7 @@ def write(folder, model="hope", bits=2.0, results=True, **train):
             "generated_per_second": 120.0,
             "state_bytes": int(1e6 * bits),
             "state_tokens": 8192,
-            "levels": LEVELS if model == "hope" else LEVELS[-1:],
-            "step_tokens": 2048,
+            "system": {"levels": LEVELS if model == "hope" else [[WEIGHTS]], "step_tokens": 2048},
             "sample": {"prompt": "def f(x):\n    ", "text": "return <x> & 'y'\n\n" * 8},
             "command": "nestling demo --data python",
         }

@@ -82,10 +82,12 @@ def test_the_state_has_one_size_whatever_the_length():
 
 
 def test_levels_name_the_chunk_lengths():
-    content, projections = mixer(projection_chunk_size=8).levels()
-    assert (content.period, projections.period) == (4, 8)
+    window, projections, content = mixer(projection_chunk_size=8).components()
+    assert (window.period, content.period, projections.period) == (1, 4, 8)
     assert projections.parameters == 4 * content.parameters == 4 * HEADS * 2 * (D // HEADS) ** 2
-    assert [level.name for level in mixer(memory_updated=["mem"]).levels()] == ["content memory"]
+    assert [one.name for one in mixer(memory_updated=["mem"]).components()] == ["short convolution", "content memory"]
+    named = [one.name for one in mixer(memory_updated=["mem"], memory_momentum=True).components()]
+    assert named == ["short convolution", "momentum of the content memory", "content memory"]
 
 
 def test_a_kernel_that_cannot_compute_the_memory_is_refused():

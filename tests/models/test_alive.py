@@ -79,8 +79,8 @@ def test_memories_stay_finite_within_bounds_and_move(model, text, step):
                 piece = x[:, start : start + (PIECE if start else CHUNK)]
                 pieces = [piece] if start else [piece, x[:, CHUNK:PIECE]]
                 for part in pieces:
-                    output = model.model(inputs_embeds=part, past_key_values=cache, use_cache=True)
-                    cache = output.past_key_values
+                    output = model.model(inputs_embeds=part, cache=cache, use_cache=True)
+                    cache = output.cache
                     assert output.last_hidden_state.isfinite().all()
                     weights, share = norms(model, cache.states)
                     first = weights if first is None else first

@@ -69,7 +69,7 @@ def test_mistakes_in_create(arguments, fields, message):
         ({"attention_mask": torch.ones(2, 5)}, r"shape \(2, 5\), but it must be \(2, 4\)"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])}, "no real token in row 1"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]])}, "between the real tokens of row 1"),
-        ({"past_key_values": DynamicCache()}, "is a DynamicCache"),
+        ({"cache": DynamicCache()}, "is a DynamicCache"),
     ],
 )
 def test_mistakes_in_forward(inputs, message):
@@ -80,9 +80,9 @@ def test_mistakes_in_forward(inputs, message):
 
 def test_cache_of_another_batch():
     model = make("transformer++")
-    cache = model(tokens(2, 4), use_cache=True).past_key_values
+    cache = model(tokens(2, 4), use_cache=True).cache
     with pytest.raises(InputError, match="holds 2 sequences, but the input 3"):
-        model(tokens(3, 4), past_key_values=cache)
+        model(tokens(3, 4), cache=cache)
     assert MemoryCache().get_max_length() == -1
 
 

@@ -64,10 +64,10 @@ def test_prompt_in_chunks(model):
 
 def test_continue_from_a_cache(model):
     ids = tokens(2, 13)
-    cache = model(ids[:, :8], use_cache=True).past_key_values
+    cache = model(ids[:, :8], use_cache=True).cache
     plain = model.generate(ids, max_new_tokens=5, do_sample=False)
     for _ in range(2):
-        assert torch.equal(plain, model.generate(ids, past_key_values=cache, max_new_tokens=5, do_sample=False))
+        assert torch.equal(plain, model.generate(ids, cache=cache, max_new_tokens=5, do_sample=False))
 
 
 def test_embeddings_as_prompt(model):
@@ -91,19 +91,19 @@ def test_returned_cache_is_ours_and_stopping_is_free(model):
         return_dict_in_generate=True,
     )
     assert out.sequences.shape[1] == 12
-    assert isinstance(out.past_key_values, MemoryCache)
-    assert out.past_key_values.get_seq_length() == 11
+    assert isinstance(out.cache, MemoryCache)
+    assert out.cache.get_seq_length() == 11
 
 
 def test_cache_rearranges(model):
     ids = tokens(3, 9)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True).cache
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
     assert cache.batch_size == 4
     order, more = [2, 2, 0, 0], tokens(4, 3, seed=2)
     with torch.no_grad():
-        out = model(more, past_key_values=cache).logits
+        out = model(more, cache=cache).logits
         whole = model(torch.cat((ids[order], more), 1)).logits
     torch.testing.assert_close(out, whole[:, 9:], atol=1e-5, rtol=1e-5)
     assert "batch_size=4" in repr(cache)

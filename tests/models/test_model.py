@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import nestling.models
 from models.conftest import left_padded, make, tokens
+from nestling.errors import InputError
 from tables import MODELS, TINY
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -52,9 +53,9 @@ def test_any_cut(model, cuts):
     whole = model(ids).logits
     cache, parts = None, []
     for part in ids.tensor_split(sorted(cuts), 1):
-        out = model(part, past_key_values=cache, use_cache=True)
+        out = model(part, cache=cache, use_cache=True)
         parts.append(out.logits)
-        cache = out.past_key_values
+        cache = out.cache
     torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
 
 
@@ -63,20 +64,20 @@ def test_token_by_token(model):
     ids = tokens(2, 37)
     cache, parts = None, []
     for place in range(37):
-        out = model(ids[:, place : place + 1], past_key_values=cache)
+        out = model(ids[:, place : place + 1], cache=cache)
         parts.append(out.logits)
-        cache = out.past_key_values
+        cache = out.cache
     torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, **CLOSE)
 
 
 @torch.no_grad()
 def test_a_cache_is_never_written(model):
     ids = tokens(2, 30)
-    cache = model(ids[:, :11], use_cache=True).past_key_values
-    first = model(ids[:, 11:], past_key_values=cache, use_cache=True)
+    cache = model(ids[:, :11], use_cache=True).cache
+    first = model(ids[:, 11:], cache=cache, use_cache=True)
     assert cache.get_seq_length() == 11
-    assert first.past_key_values.get_seq_length() == 30
-    assert torch.equal(model(ids[:, 11:], past_key_values=cache).logits, first.logits)
+    assert first.cache.get_seq_length() == 30
+    assert torch.equal(model(ids[:, 11:], cache=cache).logits, first.logits)
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def test_padding_changes_nothing(model, side):
     out = model(padded, attention_mask=mask, use_cache=True)
     assert torch.isfinite(out.logits).all()
     more = tokens(3, 4, seed=3)
-    ahead = model(more, past_key_values=out.past_key_values, attention_mask=torch.cat((mask, torch.ones(3, 4)), 1))
+    ahead = model(more, cache=out.cache, attention_mask=torch.cat((mask, torch.ones(3, 4)), 1))
     for b in range(3):
         row = padded[b][mask[b].bool()][None]
         alone = model(torch.cat((row, more[b : b + 1]), 1)).logits[0]
@@ -102,9 +103,9 @@ def test_padding_between_calls(model):
     """A continued batch whose new part is padded too: rows stand at different places ever after."""
     ids, later = tokens(2, 9), tokens(2, 14, seed=4)
     padded, mask = left_padded(later, [14, 3])
-    cache = model(ids, use_cache=True).past_key_values
-    out = model(padded, past_key_values=cache, attention_mask=torch.cat((torch.ones(2, 9), mask), 1), use_cache=True)
-    last = model(ids, past_key_values=out.past_key_values).logits
+    cache = model(ids, use_cache=True).cache
+    out = model(padded, cache=cache, attention_mask=torch.cat((torch.ones(2, 9), mask), 1), use_cache=True)
+    last = model(ids, cache=out.cache).logits
     for b, real in enumerate((14, 3)):
         alone = model(torch.cat((ids[b], later[b, -real:], ids[b]))[None]).logits[0]
         torch.testing.assert_close(out.logits[b, -real:], alone[9 : 9 + real], **CLOSE)
@@ -125,8 +126,8 @@ def test_gradients_flow_through_a_cut(model):
     grads = []
     for cut in (None, 19):
         model.zero_grad()
-        cache = None if cut is None else model(ids[:, :cut], use_cache=True).past_key_values
-        model(ids[:, cut:], past_key_values=cache).logits[:, -5:].square().sum().backward()
+        cache = None if cut is None else model(ids[:, :cut], use_cache=True).cache
+        model(ids[:, cut:], cache=cache).logits[:, -5:].square().sum().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, atol=2e-4 * float(grad.abs().max()), rtol=1e-4, msg=name)
@@ -158,6 +159,42 @@ def test_checkpointing_gives_the_same_gradients(model, reentrant):
 
 
 @torch.no_grad()
+def test_the_older_name_of_the_cache():
+    model, ids = make("hope"), tokens(2, 12)
+    out = model(ids, use_cache=True)
+    assert out.past_key_values is out.cache
+    assert torch.equal(model(ids, past_key_values=out.cache).logits, model(ids, cache=out.cache).logits)
+    with pytest.raises(InputError, match="give only cache"):
+        model(ids, cache=out.cache, past_key_values=out.cache)
+
+
+@pytest.mark.parametrize("segment", [1, 5, 16])
+def test_segments_give_the_same_gradients(name, segment):
+    ids, mask = left_padded(tokens(3, 24), [24, 7, 17])
+    labels = ids.masked_fill(mask == 0, -100)
+    found = []
+    for tokens_at_once in (None, segment):
+        model = make(name, checkpoint_tokens=tokens_at_once).double().train()
+        out = model(ids, attention_mask=mask, labels=labels, use_cache=True)
+        following = model(ids[:, :3], cache=out.cache, labels=ids[:, :3])
+        (out.loss + following.loss).backward()
+        found.append([following.logits, *(parameter.grad for parameter in model.parameters())])
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_segments_keep_less(name):
+    def kept(**values):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+            model = make(name, **values)
+            model.model(tokens(1, 256), use_cache=False)
+        return sum(sizes)
+
+    assert kept(checkpoint_tokens=64) < kept() / 2
+
+
+@torch.no_grad()
 def test_what_else_is_returned(model):
     ids = tokens(2, 12)
     out = model(ids, output_hidden_states=True)
@@ -169,6 +206,14 @@ def test_what_else_is_returned(model):
 
 
 @torch.no_grad()
+def test_padding_predicts_nothing(model):
+    ids, mask = left_padded(tokens(2, 12), [12, 5])
+    batch = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+    alone = [model(row, labels=row).loss for row in (ids[:1], ids[1:, 7:])]
+    torch.testing.assert_close(batch, (11 * alone[0] + 4 * alone[1]) / 15, **CLOSE)
+
+
+@torch.no_grad()
 def test_loss_leaves_out_and_counts(model):
     ids = tokens(2, 12)
     labels = ids.clone()
@@ -177,3 +222,17 @@ def test_loss_leaves_out_and_counts(model):
     expected = torch.nn.functional.cross_entropy(logits[:, :4].flatten(0, 1), ids[:, 1:5].flatten(), reduction="sum")
     torch.testing.assert_close(model(ids, labels=labels).loss, expected / 8)
     torch.testing.assert_close(model(ids, labels=labels, num_items_in_batch=16).loss, expected / 16)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
+def test_compiles_as_one_graph(name):
+    model, ids = make(name, num_hidden_layers=1).train(), tokens(2, 6)  # tracing takes seconds a chunk
+    compiled = torch.compile(model.model, backend="aot_eager", fullgraph=True)
+    found = []
+    for run in (model.model, compiled):
+        model.zero_grad()
+        y = run(ids, use_cache=False).last_hidden_state
+        y.square().sum().backward()
+        found.append([y.detach(), *(parameter.grad for parameter in model.model.parameters())])
+    for eager, one_graph in zip(*found, strict=True):
+        torch.testing.assert_close(one_graph, eager, **CLOSE)

@@ -30,11 +30,11 @@ def test_a_model_comes_back_exactly(model, tmp_path):
 @torch.no_grad()
 def test_a_memory_comes_back_exactly(model, tmp_path):
     ids, mask = left_padded(tokens(2, 21), [21, 6])
-    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    cache = model(ids, attention_mask=mask, use_cache=True).cache
     nestling.save_state(cache, tmp_path / "state")
     again = nestling.load_state(tmp_path / "state")
     more = tokens(2, 5, seed=2)
-    ahead = [model(more, past_key_values=kept, use_cache=True) for kept in (cache, again)]
+    ahead = [model(more, cache=kept, use_cache=True) for kept in (cache, again)]
     nestling.save_state(again, tmp_path / "once more")
     first, second = (load_file(tmp_path / name) for name in ("state", "once more"))
     assert first.keys() == second.keys()
@@ -46,14 +46,14 @@ def test_a_memory_comes_back_exactly(model, tmp_path):
 
 
 def test_bfloat16_memory(name, tmp_path):
-    cache = make(name, dtype="bfloat16")(tokens(1, 9), use_cache=True).past_key_values
+    cache = make(name, dtype="bfloat16")(tokens(1, 9), use_cache=True).cache
     nestling.save_state(cache, tmp_path / "state")
     assert nestling.load_state(tmp_path / "state").nbytes == cache.nbytes
 
 
 def test_damaged_states_are_refused(tmp_path):
     path = tmp_path / "state"
-    nestling.save_state(make("transformer++")(tokens(2, 9), use_cache=True).past_key_values, path)
+    nestling.save_state(make("transformer++")(tokens(2, 9), use_cache=True).cache, path)
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[-3] ^= 1
@@ -71,7 +71,7 @@ def test_damaged_states_are_refused(tmp_path):
 
 def test_a_failed_save_leaves_the_old_state(tmp_path, monkeypatch):
     model, path = make("transformer++"), tmp_path / "state"
-    nestling.save_state(model(tokens(1, 4), use_cache=True).past_key_values, path)
+    nestling.save_state(model(tokens(1, 4), use_cache=True).cache, path)
     before = path.read_bytes()
 
     def full(*_):
@@ -79,7 +79,7 @@ def test_a_failed_save_leaves_the_old_state(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nestling.models.state.save_file", full)
     with pytest.raises(InputError, match="No space left"):
-        nestling.save_state(model(tokens(1, 8), use_cache=True).past_key_values, path)
+        nestling.save_state(model(tokens(1, 8), use_cache=True).cache, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match="nothing to save"):
@@ -87,9 +87,9 @@ def test_a_failed_save_leaves_the_old_state(tmp_path, monkeypatch):
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):
-    cache = make("transformer++")(tokens(1, 4), use_cache=True).past_key_values
+    cache = make("transformer++")(tokens(1, 4), use_cache=True).cache
     with pytest.raises(InputError, match="same model and sizes"):
-        make("transformer++", hidden_size=64)(tokens(1, 4), past_key_values=cache)
+        make("transformer++", hidden_size=64)(tokens(1, 4), cache=cache)
 
 
 def test_damaged_models_are_refused(tmp_path):

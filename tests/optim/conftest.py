@@ -9,9 +9,10 @@ from optim.tables import OPTIMIZERS
 SHAPES = ((4, 6), (4, 6), (6, 3), (1, 5), (3, 2, 2, 2), (5,), ())
 
 
-def pytest_generate_tests(metafunc):
-    if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", OPTIMIZERS)
+@pytest.fixture(params=list(OPTIMIZERS))
+def name(request):
+    """An optimizer of the table."""
+    return request.param
 
 
 @pytest.fixture

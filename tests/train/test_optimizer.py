@@ -117,7 +117,7 @@ def test_numbers_texts_lists_tuples_and_views_are_saved_as_they_are(tmp_path):
     assert same(restored[0], optimizer.state_dict())
 
 
-@pytest.mark.parametrize("value", [{1: 2}, object(), {1, 2}], ids=str)
+@pytest.mark.parametrize("value", [{1: 2}, object(), {1, 2}], ids=["keys", "object", "set"])
 def test_state_that_only_a_pickle_could_hold_is_refused_by_name(value):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "names": ["a", "b"], "odd": [value]}])

@@ -9,7 +9,7 @@ import tyro
 
 from nestling.commands import Command
 from nestling.errors import InputError
-from nestling.train.config import Fields, TrainConfig, from_dict
+from nestling.train.config import OPTIMIZERS, Fields, TrainConfig, from_dict
 
 _SUFFIXES = (".svg", ".html")
 
@@ -26,10 +26,14 @@ class Levels(Command):
     """Preset of --model."""
     fields: Annotated[Fields, tyro.conf.arg(name="set")] = dataclasses.field(default_factory=dict)
     """Configuration fields that replace the preset's."""
-    optimizer: str | None = None
-    """What trains it, by the name it has in torch.optim or here, or `none`; by default the run's, or adamw."""
+    optimizer: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"What trains it: {', '.join(OPTIMIZERS)} or none. None takes the run's, or adamw for a new model."
+        ),
+    ] = None
     step_tokens: int | None = None
-    """Tokens that an optimizer step reads, batch size times sequence length; by default the run's, or 2,048."""
+    """Tokens that an optimizer step reads, batch size times sequence length. None takes the run's, or 2,048."""
     out: Path | None = None
     """Also draw it: a file that ends in .svg or .html."""
     width: int = 960
@@ -75,3 +79,32 @@ class Levels(Command):
                 return models.create(str(self.model), self.size, **self.fields), TrainConfig()
         inner = self.folder / "model"
         return models.load(inner if inner.is_dir() else self.folder), _trained(self.folder / "config.json")
+
+    def _optimizer(self, model: Any, train: TrainConfig) -> Any:
+        """What trains the model by `nestling train`; None for none."""
+        from nestling.train.optimizer import build
+
+        if self.optimizer is None:
+            return build(model, train)
+        if self.optimizer == "none":
+            return None
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(
+                f"optimizer: '{self.optimizer}' is unknown; give one of {', '.join((*OPTIMIZERS, 'none'))}"
+            )
+        return build(model, dataclasses.replace(train, optimizer=self.optimizer, learning_rate=None))
+
+    def _draw(self, system: Any) -> None:
+        if self.out is not None and self.out.suffix == ".svg":
+            system.to_svg(self.out, self.width)
+        elif self.out is not None:
+            system.to_html(self.out, f"Levels of {self.model or self.folder}")
+
+
+def _trained(path: Path) -> TrainConfig:
+    """How the run was trained; the usual settings for a folder that holds a model only."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")).get("train")
+        return TrainConfig() if values is None else from_dict(values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give a run folder or a model folder") from error

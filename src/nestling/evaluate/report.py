@@ -136,8 +136,8 @@ def _levels(runs: Sequence[Run]) -> Iterator[str]:
     yield "<h2>Levels</h2>"
     yield (
         '<p class="quiet">What updates how often. A bar is an update; where bars would touch, the lane is filled. '
-        "Attention recomputes everything from its context at each token, which is frequency infinity. Lines at the right "
-        "show how knowledge passes.</p>"
+        "Attention recomputes everything from its context at each token, which is frequency infinity. Lines at the "
+        "right show how knowledge passes.</p>"
     )
     for names, system in drawn.values():
         yield f"<h3>{escape(', '.join(names))}</h3><figure>"

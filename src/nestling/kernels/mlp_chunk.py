@@ -50,7 +50,7 @@ from nestling.memory.structure import ResidualMLP
 
 
 class _Kept(NamedTuple):
-    """What a chunk's backward pass needs; rows `(N M, ., C)`."""
+    """What a chunk's backward pass keeps; rows `(N M, ., C)`. What is quickly computed again is not kept."""
 
     W1: Tensor
     W2: Tensor
@@ -59,16 +59,12 @@ class _Kept(NamedTuple):
     k: Tensor
     eta: Tensor
     step: Tensor
-    g: Tensor
-    gp: Tensor
-    last: Tensor
-    Ge: Tensor
+    log_alpha: Tensor
     z: Tensor
     a: Tensor
-    slope: Tensor
     error: Tensor
-    fade: Tensor
-    system: Tensor
+    corner: Tensor
+    diagonal: Tensor
     inverses: Tensor
     V: Tensor
     back: Tensor
@@ -85,6 +81,24 @@ class _Kept(NamedTuple):
         """The last memory."""
         weights = (w[:, -1] for w in self[:4])
         return _One(*weights, *(self.rows(x)[:, -1] for x in (self.V, Y, self.a)))
+
+
+class _Decays(NamedTuple):
+    """Products of retentions: `g (N, C)` and the same one token earlier, `G[s,t] (N, C, C)` and `Gp`."""
+
+    g: Tensor
+    gp: Tensor
+    G: Tensor
+    Gp: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        """What is left at the chunk's end of what is written at `s`, `(N, C)`."""
+        return self.G[:, :, -1].contiguous()
+
+    def strengths(self, eta: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N, C, C)`: what reads at `t` see of the rows `V` and `Y` written at `s`."""
+        return self.G * eta.unsqueeze(2), self.G * step.unsqueeze(2)
 
 
 class _One(NamedTuple):
@@ -107,7 +121,7 @@ class _Chunk(torch.autograd.Function):
         target = target.permute(1, 0, 3, 2).contiguous()
         N, M, d, C = target.shape
         w1, d1 = W1.flatten(0, 1), D1.flatten(0, 1)
-        g, gp, G, Gp = _decays(log_alpha)
+        decays = _decays(log_alpha)
         step = eta / (1 + eta * k.square().sum(1)) / chunk_size
         # Features and error at the boundary.
         z = torch.bmm(W2.flatten(1, 2), k).view(N * M, -1, C)
@@ -115,27 +129,27 @@ class _Chunk(torch.autograd.Function):
         error = torch.sub(target, k.unsqueeze(1)).view(N * M, d, C).baddbmm_(w1, a, alpha=-1)
         fade = torch.bmm(d1, a)
         # The rows that the two rules write.
-        Ge = Gp * eta.unsqueeze(2)
-        system = torch.bmm(a.mT, a).view(N, M, C, C).mul_(Ge.unsqueeze(1)).view(N * M, C, C)
-        system.diagonal(0, 1, 2).add_(1)
-        rhs = torch.addcmul(error.view(N, M, d, C), fade.view(N, M, d, C), (1 - gp)[:, None, None])
-        inverses = _inverses(system)
-        V = _solve(system, inverses, rhs.view(N * M, d, C))
+        strength = (decays.Gp * eta.unsqueeze(2)).unsqueeze(1)
+        system = torch.bmm(a.mT, a).view(N, M, C, C).mul_(strength).view(N * M, C, C)
+        diagonal = system.diagonal(0, 1, 2).add_(1)
+        rhs = torch.addcmul(error.view(N, M, d, C), fade.view(N, M, d, C), (1 - decays.gp)[:, None, None])
+        inverses, corner = _inverses(system)
+        V = _solve(corner, inverses, rhs.view(N * M, d, C))
         back = torch.bmm(w1.mT, error)
         delta = back * slope
         bound = scale(delta, 1.0)
         Y = delta.mul_(bound)
         # States at the chunk's end.
-        last, gC = G[:, :, -1].contiguous(), g[:, -1].view(N, 1, 1, 1)
+        last, gC = decays.last, decays.g[:, -1].view(N, 1, 1, 1)
         wa = (a.view(N, M, -1, C) * (last * eta)[:, None, None]).view_as(a)
         wk = k * (last * step).unsqueeze(1)
         D1_end = (D1 * gC).flatten(0, 1).baddbmm_(V, wa.mT).view_as(D1).transpose(0, 1)
         D2_end = (D2 * gC).flatten(1, 2).baddbmm_(Y.view(N, -1, C), wk.mT).view_as(D2).transpose(0, 1)
-        kept = _Kept(W1, W2, D1, D2, k, eta, step, g, gp, last, Ge, z, a, slope, error, fade, system, inverses, V, back,
-                     bound, wk, D1_end, D2_end)  # fmt: skip
+        kept = _Kept(W1, W2, D1, D2, k, eta, step, log_alpha, z, a, error, corner, diagonal.contiguous(), inverses, V,
+                     back, bound, wk, D1_end, D2_end)  # fmt: skip
         y, read = None, ()
         if q is not None:
-            y, *read = _causal_read(kept.content(Y), q, k, g, G * eta.unsqueeze(2), G * step.unsqueeze(2))
+            y, *read = _causal_read(kept.content(Y), q, k, decays.g, *decays.strengths(eta, step))
             y = y.mT
         ctx.save_for_backward(*kept, q, *read)
         ctx.chunk_size = chunk_size
@@ -146,19 +160,23 @@ class _Chunk(torch.autograd.Function):
     def backward(ctx, dy, dD1_end, dD2_end):
         saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
         s, (q, *read) = _Kept(*saved[: len(_Kept._fields)]), saved[len(_Kept._fields) :]
-        Y = (s.back * s.slope).mul_(s.bound)
-        parts, dk, flow, own = _end_backward(s, Y, dD1_end, dD2_end)
+        decays, slope = _decays(s.log_alpha), gelu_grad(s.z.new_ones(()).expand_as(s.z), s.z)
+        Y = (s.back * slope).mul_(s.bound)
+        parts, dk, flow, own = _end_backward(s, decays, Y, dD1_end, dD2_end)
         dq, read_W = None, ()
         if q is not None:
+            given = q, s.k, decays.g, *decays.strengths(s.eta, s.step), *read
             dq, dk_read, read_W, read_parts, read_flow, read_own = _causal_read_backward(
-                dy.mT.contiguous(), s.content(Y), q, s.k, s.g, *read
+                dy.mT.contiguous(), s.content(Y), *given
             )
             for total, part in zip(parts, read_parts, strict=True):
                 total[:, -1] += part
             dk, flow, own, dq = dk.add_(dk_read), flow.add_(read_flow), own.add_(read_own), dq.mT
         dD1, dD2, da, dV, dY = parts
         dV, dY = dV.flatten(0, 1), dY.flatten(0, 1)
-        *weights, dtarget, dk_rules, deta, solved, entered = _rules_backward(s, dY, dV, da.flatten(0, 1), Y, dD1)
+        *weights, dtarget, dk_rules, deta, solved, entered = _rules_backward(
+            s, decays, slope, dY, dV, da.flatten(0, 1), Y, dD1
+        )
         for total, part in zip(weights, read_W, strict=False):
             total[:, -1] += part
         # The step of W2, eta / (1 + eta |k|^2) / C.
@@ -172,22 +190,26 @@ class _Chunk(torch.autograd.Function):
         return *(dw.transpose(0, 1) for dw in (*weights, dD1, dD2)), dk.mT, dtarget, deta, dlog, dq, None
 
 
-def _end_backward(s: _Kept, Y: Tensor, dD1_end: Tensor, dD2_end: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+def _end_backward(
+    s: _Kept, decays: _Decays, Y: Tensor, dD1_end: Tensor, dD2_end: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """From the states at the chunk's end: gradients of `D1, D2, a, V, Y` and `k`, what decays, what Y's rows write."""
-    flow = torch.zeros_like(s.g)
+    flow = torch.zeros_like(s.eta)
     flow[:, -1] = (dD1_end * s.D1_end).sum((0, 2, 3)).add_((dD2_end * s.D2_end).sum((0, 2, 3)))
     dD1_end, dD2_end = inner(dD1_end), inner(dD2_end)
-    e1, e2, gC = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2), s.g[:, -1].view(-1, 1, 1, 1)
-    strength = (s.last * s.eta)[:, None, None]
+    e1, e2, gC = dD1_end.flatten(0, 1), dD2_end.flatten(1, 2), decays.g[:, -1].view(-1, 1, 1, 1)
+    strength = (decays.last * s.eta)[:, None, None]
     da = s.rows(torch.bmm(e1.mT, s.V)).mul_(strength)
     dV = s.rows(torch.bmm(e1, (s.rows(s.a) * strength).view_as(s.a)))
     dY = s.rows(torch.bmm(e2, s.wk).view_as(Y))
     dwk = torch.bmm(e2.mT, Y.view(len(e2), -1, Y.shape[-1]))
-    dk = dwk * (s.last * s.step).unsqueeze(1)
+    dk = dwk * (decays.last * s.step).unsqueeze(1)
     return [dD1_end * gC, dD2_end * gC, da, dV, dY], dk, flow, (dwk * s.wk).sum(1)
 
 
-def _rules_backward(s: _Kept, dY: Tensor, dV: Tensor, da: Tensor, Y: Tensor, dD1: Tensor) -> tuple[Tensor, ...]:
+def _rules_backward(
+    s: _Kept, decays: _Decays, slope: Tensor, dY: Tensor, dV: Tensor, da: Tensor, Y: Tensor, dD1: Tensor
+) -> tuple[Tensor, ...]:
     """From the rows that were written to `W1`, `W2`, target, `k` and `eta`; adds to `dD1`, uses up `da` and `dY`.
 
     The last two results are products of gradients and states, summed to `(N, C)`: of the rows V with themselves, and
@@ -198,16 +220,16 @@ def _rules_backward(s: _Kept, dY: Tensor, dV: Tensor, da: Tensor, Y: Tensor, dD1
     # The averaged step on W2; `curved` lacks the second derivative of GELU.
     dY = scale_backward(dY, Y, s.bound)
     curved = dY * s.back
-    dback = dY.mul_(s.slope)
+    dback = dY.mul_(slope)
     # The proximal step on W1: V @ system = rhs.
-    dR = _solve_transposed(s.system, s.inverses, dV)
+    dR = _solve_transposed(s.corner, s.inverses, dV)
     overlap = torch.bmm(s.V.mT, dR)
     same = overlap.diagonal(0, 1, 2)
-    solved = (same * s.system.diagonal(0, 1, 2)).view(N, M, C).sum(1)
+    solved = (same * s.diagonal).view(N, M, C).sum(1)
     deta = same.view(N, M, C).sum(1).div_(s.eta.clamp_min(torch.finfo(s.eta.dtype).tiny))
-    entered = solved - s.rows((s.error + s.fade).mul_(dR)).sum((1, 2))
-    overlap.view(N, M, C, C).mul_(s.Ge.neg().unsqueeze(1))
-    dfade = (s.rows(dR) * (1 - s.gp)[:, None, None]).view_as(dR)
+    entered = solved - s.rows(torch.baddbmm(s.error, d1, s.a).mul_(dR)).sum((1, 2))
+    overlap.view(N, M, C, C).mul_((decays.Gp * s.eta.neg().unsqueeze(2)).unsqueeze(1))
+    dfade = (s.rows(dR) * (1 - decays.gp)[:, None, None]).view_as(dR)
     # Back to the features, the weights and the key.
     dW1 = torch.bmm(s.error, dback.mT)
     derror = dR.baddbmm_(w1, dback)
@@ -215,16 +237,17 @@ def _rules_backward(s: _Kept, dY: Tensor, dV: Tensor, da: Tensor, Y: Tensor, dD1
     da.baddbmm_(d1.mT, dfade).baddbmm_(w1.mT, derror, alpha=-1)
     dW1.baddbmm_(derror, s.a.mT, alpha=-1)
     dD1.flatten(0, 1).baddbmm_(dfade, s.a.mT)
-    dz = torch.addcmul(da.mul_(s.slope), curved, _gelu_curvature(s.z), value=math.sqrt(2 / math.pi)).view(N, M * h, C)
+    dz = torch.addcmul(da.mul_(slope), curved, _gelu_curvature(s.z), value=math.sqrt(2 / math.pi)).view(N, M * h, C)
     dW2 = torch.bmm(dz, s.k.mT)
     dk = torch.bmm(s.W2.flatten(1, 2).mT, dz).sub_(s.rows(derror).sum(1))
     return dW1.view_as(s.W1), dW2.view_as(s.W2), s.rows(derror).permute(1, 0, 3, 2), dk, deta, solved, entered
 
 
-def _inverses(system: Tensor) -> Tensor:
-    """Inverses of the two diagonal blocks of upper triangular matrices; the second filled up with 1 for an odd size.
+def _inverses(system: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverses of the two diagonal blocks of upper triangular matrices, and the block above the second.
 
-    With them both passes solve by products, which are several times quicker here than the backend's triangular solves.
+    An odd size fills the second up with 1. With these both passes solve by products, which are several times quicker
+    here than the backend's triangular solves.
     """
     size = system.shape[-1]
     half = (size + 1) // 2
@@ -233,22 +256,23 @@ def _inverses(system: Tensor) -> Tensor:
     blocks[:, 0] = system[:, :half, :half]
     blocks[:, 1, : size - half, : size - half] = system[:, half:, half:]
     one = torch.eye(half, dtype=system.dtype, device=system.device)
-    return torch.linalg.solve_triangular(blocks.flatten(0, 1), one, upper=True, left=False).view_as(blocks)
+    inverses = torch.linalg.solve_triangular(blocks.flatten(0, 1), one, upper=True, left=False).view_as(blocks)
+    return inverses, system[:, :half, half:].contiguous()
 
 
-def _solve(system: Tensor, inverses: Tensor, rhs: Tensor) -> Tensor:
-    """`X @ system = rhs` for upper triangular systems."""
-    half, rest = inverses.shape[-1], system.shape[-1] - inverses.shape[-1]
+def _solve(corner: Tensor, inverses: Tensor, rhs: Tensor) -> Tensor:
+    """`X @ system = rhs` for upper triangular systems, by what `_inverses` returned."""
+    half, rest = corner.shape[1:]
     left = torch.bmm(rhs[..., :half], inverses[:, 0])
-    right = torch.baddbmm(rhs[..., half:], left, system[:, :half, half:], alpha=-1)
+    right = torch.baddbmm(rhs[..., half:], left, corner, alpha=-1)
     return torch.cat((left, torch.bmm(right, inverses[:, 1, :rest, :rest])), -1)
 
 
-def _solve_transposed(system: Tensor, inverses: Tensor, rhs: Tensor) -> Tensor:
+def _solve_transposed(corner: Tensor, inverses: Tensor, rhs: Tensor) -> Tensor:
     """`X @ system.mT = rhs` for upper triangular systems."""
-    half, rest = inverses.shape[-1], system.shape[-1] - inverses.shape[-1]
+    half, rest = corner.shape[1:]
     right = torch.bmm(rhs[..., half:], inverses[:, 1, :rest, :rest].mT)
-    left = torch.baddbmm(rhs[..., :half], right, system[:, :half, half:].mT, alpha=-1)
+    left = torch.baddbmm(rhs[..., :half], right, corner.mT, alpha=-1)
     return torch.cat((torch.bmm(left, inverses[:, 0].mT), right), -1)
 
 
@@ -259,13 +283,12 @@ def _gelu_curvature(z: Tensor) -> Tensor:
     return density.addcmul_(density, power, value=math.log(2))
 
 
-def _decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Products of retentions: `g (N, C)` and the same one token earlier, `G[s,t] (N, C, C)` and `Gp`."""
+def _decays(log_alpha: Tensor) -> _Decays:
     total = log_alpha.cumsum(-1).mul_(1 / math.log(2))  # exp2 is much quicker than exp
     g, G = total.exp2(), (total.unsqueeze(1) - total.unsqueeze(2)).exp2_().triu_()
     Gp = F.pad(G[:, :, :-1], (1, 0))
     Gp.diagonal(0, 1, 2).fill_(1)
-    return g, F.pad(g[:, :-1], (1, 0), value=1.0), G, Gp
+    return _Decays(g, F.pad(g[:, :-1], (1, 0), value=1.0), G, Gp)
 
 
 def _causal_read(m: _One, q: Tensor, k: Tensor, g: Tensor, Gv: Tensor, Gy: Tensor) -> tuple[Tensor, ...]:
@@ -281,7 +304,7 @@ def _causal_read(m: _One, q: Tensor, k: Tensor, g: Tensor, Gv: Tensor, Gy: Tenso
     mix1 = torch.bmm(m.a.mT, a).mul_(Gv)
     decaying1 = torch.bmm(m.D1, a).mul_(fading).baddbmm_(m.V, mix1)
     y = torch.baddbmm(decaying1, m.W1 - m.D1, a).add_(q)
-    return y, Gv, Gy, z, a, mix2, mix1, decaying2, decaying1
+    return y, z, a, mix2, mix1, decaying2, decaying1
 
 
 def _causal_read_backward(dy, m: _One, q, k, g, Gv, Gy, z, a, mix2, mix1, decaying2, decaying1):

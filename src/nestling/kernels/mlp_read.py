@@ -80,17 +80,17 @@ class _Target(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W1, W2, x, eps):
         W1, W2, x = inner(W1), inner(W2), x.mT.contiguous()
-        y, z, a = _values(W1, W2, x)
+        y, z, _ = _values(W1, W2, x)
         length = scale(y, eps)
-        ctx.save_for_backward(W1, W2, x, z, a, y.mul_(length), length)
+        ctx.save_for_backward(W1, W2, x, z, y.mul_(length), length)
         return y.permute(1, 0, 3, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        W1, W2, x, z, a, y, length = ctx.saved_tensors
+        W1, W2, x, z, y, length = ctx.saved_tensors
         dy = scale_backward(dy.permute(1, 0, 3, 2), y, length)
-        dW1, dW2, dx = _values_backward(dy, W1, W2, x, z, a)
+        dW1, dW2, dx = _values_backward(dy, W1, W2, x, z, F.gelu(z))
         return dW1.transpose(0, 1), dW2.transpose(0, 1), dx.mT, None
 
 
@@ -139,7 +139,7 @@ class _Project(torch.autograd.Function):
     def forward(ctx, W1, W2, value, key, gates, eps):
         W1, W2 = inner(W1), inner(W2)
         value, key = value.mT.contiguous(), key.mT.contiguous()
-        v, zv, av = _values(W1[:, :1], W2[:, :1], value)
+        v, zv, _ = _values(W1[:, :1], W2[:, :1], value)
         z = torch.bmm(W2[:, 1:4].flatten(1, 2), key)
         a = F.gelu(z).view(len(key), 3, -1, key.shape[2])
         k = torch.baddbmm(key, W1[:, 1], a[:, 0])
@@ -147,20 +147,21 @@ class _Project(torch.autograd.Function):
         raw = torch.bmm(gates, key).unsqueeze(2).add_(short.unsqueeze(2) @ a[:, 1:]).squeeze(2)
         scale_v, scale_k = scale(v, eps), scale(k, eps)
         v, k = v.mul_(scale_v), k.mul_(scale_k)
-        ctx.save_for_backward(W1, W2, value, key, gates, zv, av, z, a, short, v, k, scale_v, scale_k)
+        ctx.save_for_backward(W1, W2, value, key, gates, zv, z, short, v, k, scale_v, scale_k)
         return v.squeeze(1).mT, k.mT, raw
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dv, dk, draw):
-        W1, W2, value, key, gates, zv, av, z, a, short, v, k, scale_v, scale_k = ctx.saved_tensors
+        W1, W2, value, key, gates, zv, z, short, v, k, scale_v, scale_k = ctx.saved_tensors
+        av, a = F.gelu(zv), F.gelu(z).view(len(key), 3, -1, key.shape[2])
         dW1, dW2 = torch.zeros_like(W1), torch.zeros_like(W2)
         dv = scale_backward(dv.mT.unsqueeze(1), v, scale_v)
         dW1[:, :1], dW2[:, :1], dvalue = _values_backward(dv, W1[:, :1], W2[:, :1], value, zv, av)
         dk, row = scale_backward(dk.mT, k, scale_k), draw.unsqueeze(2)
         da = torch.empty_like(a)
         da[:, 0] = torch.bmm(W1[:, 1].mT, dk)
-        torch.mul(short.unsqueeze(3), row, out=da[:, 1:])
+        da[:, 1:] = short.unsqueeze(3) * row
         dshort = row @ a[:, 1:].mT
         dW1[:, 1] = torch.bmm(dk, a[:, 0].mT)
         dW1[:, 2:4] = gates.unsqueeze(3) * dshort

@@ -29,13 +29,12 @@ from torch.nn import functional
 
 from nestling.errors import InputError
 from nestling.layers.residual import Output
-from nestling.layers.stream import full
 from nestling.levels.clock import Component, Transfer
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory
 from nestling.memory.selfmod import step_size
-from nestling.memory.stack import Piece, Stack, advance, cuts
+from nestling.memory.stack import Piece, Places, Stack, advance
 from nestling.memory.structure import fixed
 
 Signal = Literal["none", "self"]
@@ -189,6 +188,7 @@ class ContinuumMemory(nn.Module):
         """The blocks with a signal of their own; the others are weights."""
         own = [block for block in self.chain if block.level.signal == "self"]
         names = [f"CMS {block.level.chunk_size}" for block in own]
+        places = [self.chain.index(block) for block in own]
         kind = {"sequential": "direct", "nested": "initialization"}.get(self.variant)
         passed = [Transfer(kind, *pair) for pair in pairwise(names)] if kind else []
         return [
@@ -201,12 +201,12 @@ class ContinuumMemory(nn.Module):
                 rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
                 parameters=2 * block.up.weight.numel(),
                 transfers=(
-                    Transfer("initialization", "weights", name),
+                    Transfer("initialization", f"weights:blocks.{place}", name),
                     *(one for one in passed if one.source == name != one.target),
                     Transfer("direct", name, "weights"),
                 ),
             )
-            for name, block in zip(names, own, strict=True)
+            for name, place, block in zip(names, places, own, strict=True)
         ]
 
 
@@ -245,8 +245,7 @@ class _Pass:
         batch, length, _ = n.shape
         self.value, (self.eta, self.log_alpha) = block.value(n).to(dtype), block.rates(n)
         self.n, self.length = n.to(dtype), length
-        self.count = full(batch, 0) if state is None else state["count"]
-        self.lengths = full(batch, length) if lengths is None else lengths
+        self.places = Places.of(None if state is None else state["count"], lengths, batch, length)
         if lengths is not None:
             dead = (torch.arange(length) >= lengths[:, None]).to(n.device)
             self.eta, self.log_alpha = self.eta.masked_fill(dead, 0), self.log_alpha.masked_fill(dead, 0)
@@ -264,17 +263,17 @@ class _Pass:
         """`f` (B, T, D) and the state after the last real token."""
         outputs = []
         with torch.autocast(self.n.device.type, enabled=False):
-            points = cuts(self.count, 0, self.length, self.stack.size)
+            points = self.places.cuts(0, self.length, self.stack.size)
             points = sorted({*points, *(t for a, b in pairwise(points) for t in range(a, b, LONGEST_PIECE))})
             for start, stop in pairwise(points):
                 outputs.append(self._piece(start, stop, closing=stop == self.length and not keep))
         return torch.cat(outputs, 1).to(self.kind), self._kept() if keep else None
 
     def _piece(self, start: int, stop: int, closing: bool) -> Tensor:
-        alive = start < self.lengths
         if self.context:
-            self._restart(((self.count + start) % self.context == 0) & (self.count + start > 0) & alive)
-        self.stack.turn(((self.count + start) % self.stack.size == 0) & alive)
+            ends = self.places.begins(start, self.context)
+            self._restart([end and count + start > 0 for end, count in zip(ends, self.places.count, strict=True)])
+        self.stack.turn(self.places.begins(start, self.stack.size))
         weights, n, now = self.stack.weights(), self.n[:, start:stop], slice(start, stop)
         forward = self.block.memory.structure.forward
         if not closing:
@@ -286,11 +285,11 @@ class _Pass:
             _, self.stack.current, _ = advance(self.block.memory, piece)
         return forward(fixed([w[0] for w in weights]), n) - n
 
-    def _restart(self, rows: Tensor) -> None:
+    def _restart(self, rows: Sequence[bool]) -> None:
         """Move the starting point of these sequences part of the way to where they are, and start there."""
-        if not bool(rows.any()) or self.transfer is None:
+        if not any(rows) or self.transfer is None:
             return
-        chosen = rows.to(self.n.device)[:, None, None]
+        chosen = torch.tensor(rows).to(self.n.device)[:, None, None]
         pairs = list(zip(self.origin, self.stack.current, strict=True))
         self.origin = [torch.where(chosen, o + self.transfer * d, o) for o, d in pairs]
         self.stack.current = [torch.where(chosen, torch.zeros_like(d), d) for _, d in pairs]
@@ -301,4 +300,4 @@ class _Pass:
         if self.context:
             groups["origin"] = self.origin
         kept = {f"{name}{i}": w[0] for name, group in groups.items() for i, w in enumerate(group)}
-        return kept | {"count": self.count + self.lengths}
+        return kept | {"count": self.places.after()}

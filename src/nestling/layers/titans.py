@@ -150,7 +150,7 @@ def _memory(name: str, period: int, size: int, config: SelfModifying, needs: tup
     """The content memory, or the projections, which generate its keys, values, steps and retentions (Eq. 86-88)."""
     content, memory = name == CONTENT, config.memory
     what = "v" if content and not config.own_targets else "its own target"
-    passed = Transfer("direct", name, "weights") if content else Transfer("context generation", name, CONTENT)
+    passed = Transfer("direct", name, "weights:output") if content else Transfer("context generation", name, CONTENT)
     return Component(
         name,
         "memory",
@@ -160,7 +160,7 @@ def _memory(name: str, period: int, size: int, config: SelfModifying, needs: tup
         rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in memory.layer_rules)),
         parameters=size,
         needs=needs,
-        transfers=(Transfer("initialization", "weights", name), passed),
+        transfers=(Transfer("initialization", "weights:initial", name), passed),
     )
 
 

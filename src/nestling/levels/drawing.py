@@ -8,7 +8,7 @@ component to component (transfers.py). Text takes the colour of the page around 
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -131,7 +131,7 @@ def draw(system: "System", width: int = 960) -> str:
     periods = [one.tokens(system.step_tokens) for one in system.components]
     end = max(64, 4 * max((period for period in periods if period < math.inf), default=1))
     pitch = 16 if width < NARROW else 19
-    right = width - (18 + pitch * (1 + max(bus.column for bus in lines)) if lines else 12)
+    right = width - (18 + pitch * (1 + max(bus.column for bus in lines)) if lines else 40)
     frame = _Frame(4 if width < NARROW else _LABELS, right, width, end)
     rows, bottom = _rows(system, lines, frame)
     spans = [(row.middle - _BAR, row.middle + _BAR / 2) for row in rows.values()] if frame.narrow else [(_TOP, bottom)]
@@ -166,11 +166,14 @@ def _rows(system: "System", lines: list[Bus], frame: _Frame) -> tuple[dict[str, 
 def _lane(number: int, rows: list[_Row], frame: _Frame, system: "System") -> str:
     """One level: its number and frequency, and a row of bars for each component."""
     top, first = rows[0].top - _HEAD, rows[0].component
+    often = first.every
+    if 22 + 7 * len(system.frequency(first) + often) + 40 > frame.right and frame.narrow:
+        often = ""
     parts = [
         f'<line class="hair" x1="0" x2="{frame.width:g}" y1="{top}" y2="{top}"/>',
         f'<text class="number" x="4" y="{top + 18}">{number}</text>',
         f'<text class="quiet" x="22" y="{top + 18}"><tspan class="freq">f = {system.frequency(first)}</tspan>'
-        f'<tspan dx="10">{first.every}</tspan></text>',
+        f'<tspan dx="10">{often}</tspan></text>',
     ]
     for row in rows:
         parts.append(_row(row, frame, row.component.tokens(system.step_tokens)))
@@ -183,9 +186,10 @@ def _row(row: _Row, frame: _Frame, period: float) -> str:
     size, y = _count(one.parameters), row.top + 14 if frame.narrow else row.middle + 4.5
     edge = frame.right if frame.narrow else frame.left - 16
     room = edge - 22
-    if _text_width(one.name) > room - 7 * len(size) - 8:
+    shown = one.name.replace(f" ({one.every})", "").replace(f", {one.every})", ")")  # the lane's head says how often
+    if _text_width(shown) > room - 7 * len(size) - 8:
         size = "" if frame.narrow else size
-    name = escape(_shortened(one.name, room - 7 * len(size) - 8 * bool(size)))
+    name = escape(_shortened(shown, room - 7 * len(size) - 8 * bool(size)))
     about = f"{one.name}: {one.every}; {one.parameters:,} numbers; " + "; ".join(
         f"{word}: {said}"
         for word, said in (("context", one.context), ("objective", one.objective), ("rule", one.rule))
@@ -216,10 +220,11 @@ def _ticks(period: float, frame: _Frame, low: float, colour: str) -> Iterator[st
         tokens += step
 
 
-def _axis(frame: _Frame, system: "System", bottom: float, spans: list[tuple[float, float]]) -> str:
+def _axis(frame: _Frame, system: "System", bottom: float, spans: Sequence[tuple[float, float]]) -> str:
     """Labels at powers of two, as many as fit, grid lines over `spans`, and a mark at the first optimizer step."""
     octaves, y = math.floor(math.log2(frame.end)), bottom + 4
-    stride = next(n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12) if octaves / n * 54 <= frame.right - frame.left or n == 12)
+    room = (frame.right - frame.left) / max(7.4 * len(f"{2**octaves:,}") + 8, 50)
+    stride = next(n for n in range(1, octaves + 2) if octaves / n <= room or n > octaves)
     parts = []
     for octave in range(0, octaves + 1, stride):
         x = frame.x(2**octave)

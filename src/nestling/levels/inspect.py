@@ -12,7 +12,7 @@ frozen ones. Knowledge passes (Sec. 3.3)
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -48,7 +48,7 @@ def inspect(
         InputError: an optimizer of another model, or one that can't be tried; a model without any component.
     """
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    inner = [Part(set(module.parameters()), components) for module, components in described(model)]
+    inner = [Part(dict(module.named_parameters()), components) for module, components in described(model)]
     outer = [*_moved(model, optimizers), *_frozen(model, optimizers)]
     return System(tuple(_between(merge([*inner, *outer]), step_tokens)), step_tokens)
 
@@ -65,9 +65,11 @@ def _moved(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Part]:
                 f"optimizer: {type(optimizer).__name__} holds no parameter of the model; give the one that trains it"
             )
         for group in optimizer.param_groups:
-            parameters = {p for p in group["params"] if p.requires_grad}
-            if parameters:
-                yield _group(optimizer, group, parameters)
+            alike: dict[int, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    alike.setdefault(max(parameter.dim(), 1), []).append(parameter)
+            yield from (_group(optimizer, {**group, "params": parameters}) for parameters in alike.values())
 
 
 def _planned(model: nn.Module) -> Iterator[Part]:
@@ -76,7 +78,7 @@ def _planned(model: nn.Module) -> Iterator[Part]:
     for period in sorted(set(periods.values())):
         parameters = {p for p, steps in periods.items() if steps == period and p.requires_grad}
         if parameters:
-            yield Part(parameters, [_weights(period, parameters)], "", outer=True)
+            yield _outer([_weights(period, parameters)], parameters)
 
 
 def _frozen(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Part]:
@@ -85,24 +87,28 @@ def _frozen(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[Part]
     parameters = {p for p in model.parameters() if not p.requires_grad or (optimizers and p not in held)}
     if parameters:
         past, size = "what they were trained on", sum(p.numel() for p in parameters)
-        yield Part(parameters, [Component("frozen weights", "frozen", None, "step", past, parameters=size)], outer=True)
+        yield _outer([Component("frozen weights", "frozen", None, "step", past, parameters=size)], parameters)
 
 
-def _weights(period: int, parameters: set[Tensor], rule: str = "gradient descent") -> Component:
+def _outer(components: list[Component], parameters: Collection[Tensor], label: str = "") -> Part:
+    return Part({str(i): parameter for i, parameter in enumerate(parameters)}, components, label, outer=True)
+
+
+def _weights(period: int, parameters: Collection[Tensor], rule: str = "gradient descent") -> Component:
     size = sum(p.numel() for p in parameters)
     return Component(WEIGHTS, "weights", period, "step", "the training data", "the loss", rule, size)
 
 
-def _group(optimizer: Optimizer, group: dict[str, Any], parameters: set[Tensor]) -> Part:
-    """Memories and weights of one parameter group."""
-    found = memories(optimizer, group)
+def _group(optimizer: Optimizer, group: dict[str, Any]) -> Part:
+    """Memories and weights of parameters of one group with equally many dimensions: rules may depend on that."""
+    found, parameters = memories(optimizer, group), set(group["params"])
     label = type(getattr(optimizer, "optimizer", optimizer)).__name__
     weights = _weights(1, parameters, label)
     for said in (one for one in found if one.kind == "weights"):
         words = {name: getattr(said, name) for name in ("period", "context", "objective", "rule")}
         weights = dataclasses.replace(weights, **{name: value for name, value in words.items() if value})
     components = _linked([one for one in found if one.kind != "weights"], weights)
-    return Part(parameters, components, weights.rule.partition(",")[0], outer=True)
+    return _outer(components, parameters, weights.rule)
 
 
 def _linked(inner: list[Component], weights: Component) -> list[Component]:

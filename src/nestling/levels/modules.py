@@ -9,8 +9,9 @@ It speaks for its submodules too. Names are its own: equal components of several
 "weights" stands for the module's weights in the transfers. `describe.register(SomeModule)` adds a foreign class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import singledispatch
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -20,7 +21,8 @@ from nestling.levels.clock import Component, Transfer
 
 def described(module: nn.Module) -> Iterator[tuple[nn.Module, list[Component]]]:
     """Modules inside `module` that have components, and these; a module speaks for what it contains."""
-    own = getattr(type(module), "components", None)  # of the class: an attribute may be a ModuleList of this name
+    # Of the class: an attribute may be a ModuleList of this name.
+    own: Callable[[nn.Module], list[Component]] | None = getattr(type(module), "components", None)
     found = own(module) if callable(own) else describe(module)
     if found:
         yield module, list(found)
@@ -35,9 +37,11 @@ def describe(module: nn.Module) -> list[Component] | None:
 
     By default, attention modules of transformers are known by their attribute `is_causal`.
     """
-    if "Attention" in type(module).__name__ and isinstance(getattr(module, "is_causal", None), bool):
-        return [attention(module.is_causal, getattr(module, "sliding_window", None))]  # pyright: ignore[reportArgumentType]
-    return None
+    causal = getattr(module, "is_causal", None)
+    if "Attention" not in type(module).__name__ or not isinstance(causal, bool):
+        return None
+    window: Any = getattr(module, "sliding_window", getattr(getattr(module, "config", None), "sliding_window", None))
+    return [attention(causal, window)]
 
 
 def attention(causal: bool = True, window: int | None = None) -> Component:

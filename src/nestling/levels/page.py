@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from nestling.levels.clock import KNOWLEDGE, Component
 from nestling.levels.drawing import NARROW, draw
+from nestling.levels.transfers import buses, sentence
 
 if TYPE_CHECKING:
     from nestling.levels.system import System
 
-COLUMNS = ("level", "component", "updates a token", "numbers", "learns", "knowledge passes to")
 _STYLE = """:root { color-scheme: light dark; --paper: #fbfaf8; --ink: #1c2128; --muted: #59636e; --line: #e0ddd6; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e6e8eb; --muted: #9aa4b0; --line: #2e353d; } }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -28,25 +28,27 @@ dd { margin: 3px 0 0; font-size: 14px; } dd b { color: var(--muted); font-weight
 
 
 def table(system: "System") -> str:
-    """One row a component, fastest level first, as wide as the terminal; in colours where stdout is one."""
+    """One row a component, fastest level first, and one line a way of knowledge transfer; as wide as the terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in COLUMNS:
-        made.add_column(name, justify="right" if name in COLUMNS[2:4] else "left", overflow="fold")
-    for number, level in enumerate(system.levels, 1):
-        for i, one in enumerate(level):
-            said = ". ".join(text for text in (_learns(one), one.rule) if text)
-            passed = "\n".join(f"{target} ({', '.join(kinds)})" for target, kinds in _passed(one))
-            last = i == len(level) - 1
-            first = "" if i else str(number)
-            made.add_row(first, one.name, system.frequency(one), f"{one.parameters:,}", said, passed, end_section=last)
     console = Console()
+    columns = ["level", "component", "updates a token", "numbers", "objective"]
+    columns += ["context", "rule"] if console.width >= 110 else []
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in columns[2:4] else "left", overflow="fold")
+    for number, level in enumerate(system.levels, 1):
+        for one in level:
+            facts = [one.objective, one.context, one.rule][: len(columns) - 4]
+            level_number = str(number) if one is level[0] else ""
+            row = [level_number, one.name, system.frequency(one), f"{one.parameters:,}", *facts]
+            made.add_row(*row, end_section=one is level[-1])
     with console.capture() as text:
         console.print(made)
-    return "\n".join(line.rstrip() for line in text.get().splitlines())
+    lines = [line.rstrip() for line in text.get().splitlines()]
+    return "\n".join([*lines, "", *(sentence(bus) for bus in buses(system))]).rstrip("\n")
 
 
 def page(system: "System", title: str) -> str:
@@ -83,11 +85,6 @@ def _entries(system: "System") -> Iterator[str]:
             said = "".join(f"<dd><b>{escape(word)}:</b> {escape(text)}</dd>" for word, text in facts if text)
             head = f"level {number}, f = {system.frequency(one)}"
             yield f"<div><dt>{escape(one.name)}<small>{head}</small></dt>{said}</div>\n"
-
-
-def _learns(one: Component) -> str:
-    """Context and objective."""
-    return f"{one.context}; {one.objective}" if one.context and one.objective else one.context or one.objective
 
 
 def _passed(one: Component) -> list[tuple[str, list[str]]]:

@@ -89,7 +89,7 @@ def reach(name: str, lines: Sequence[Bus]) -> float:
 
 def line(bus: Bus, lines: Sequence[Bus], middles: dict[str, float], start: float, pitch: float) -> str:
     """The line of `bus` from x = `start`; `middles` of all components' rows, `pitch` between two vertical lines."""
-    letter, colour, dashes, words = STYLES[bus.kind]
+    letter, colour, dashes, _ = STYLES[bus.kind]
     x, stroke = start + 10 + pitch * bus.column, f"var(--l-{colour})"
     y = {name: middles[name] + _offset(bus, name, lines) for _, name in bus.ends}
     first, last = y[bus.ends[0][1]], y[bus.ends[-1][1]]
@@ -103,10 +103,12 @@ def line(bus: Bus, lines: Sequence[Bus], middles: dict[str, float], start: float
         else f'<circle cx="{start + 1:.1f}" cy="{at:.1f}" r="2.4" fill="{stroke}"/>'
         for name, at in y.items()
     )
+    aside, middle = _clear(bus, lines, middles)
     pattern = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
-        f'<g class="transfer" data-kind="{bus.kind}"><title>{_sentence(bus, words)}</title>'
-        f'<path d="{path}" stroke="{stroke}"{pattern}/>{ends}{badge(letter, stroke, x, _clear(bus, lines, middles))}</g>'
+        f'<g class="transfer" data-kind="{bus.kind}"><title>{escape(sentence(bus))}</title>'
+        f'<path d="{path}" stroke="{stroke}"{pattern}/>{ends}'
+        f"{badge(letter, stroke, x + aside, middle)}</g>"
     )
 
 
@@ -118,10 +120,12 @@ def badge(letter: str, colour: str, x: float, y: float) -> str:
     )
 
 
-def _sentence(bus: Bus, words: str) -> str:
-    says = [f"{', '.join(sorted(bus.into))} → {bus.hub}"] if bus.into else []
-    says += [f"{bus.hub} → {', '.join(sorted(bus.out))}"] if bus.out else []
-    return escape(f"{words}: {'; '.join(says)}")
+def sentence(bus: Bus) -> str:
+    """The kind of transfer, from where and to where."""
+    into, out, words = ", ".join(sorted(bus.into)), ", ".join(sorted(bus.out)), STYLES[bus.kind][3]
+    if bus.into == bus.out:
+        return f"{words}: {bus.hub} ↔ {out}"
+    return f"{words}: {into} → {bus.hub}" if into else f"{words}: {bus.hub} → {out}"
 
 
 def _offset(bus: Bus, name: str, lines: Sequence[Bus]) -> float:
@@ -137,12 +141,16 @@ def _offset(bus: Bus, name: str, lines: Sequence[Bus]) -> float:
     return _ENDS * (here.index(bus) - (len(here) - 1) / 2)
 
 
-def _clear(bus: Bus, lines: Sequence[Bus], middles: dict[str, float]) -> float:
-    """Where on the vertical part the letter stands: the middle of the longest piece that nothing meets or crosses."""
+def _clear(bus: Bus, lines: Sequence[Bus], middles: dict[str, float]) -> tuple[float, float]:
+    """Where the letter stands: beside the middle of the longest vertical piece that nothing meets, on it if it is long.
+
+    Distance from the line, and height.
+    """
     crossing = (other for other in lines if other is bus or other.column > bus.column)
     heights = sorted(middles[end] + _offset(other, end, lines) for other in crossing for _, end in other.ends)
     first, last = (middles[end] + _offset(bus, end, lines) for _, end in (bus.ends[0], bus.ends[-1]))
-    return max((b - a, (a + b) / 2) for a, b in pairwise(y for y in heights if first <= y <= last))[1]
+    gap, middle = max((b - a, (a + b) / 2) for a, b in pairwise(y for y in heights if first <= y <= last))
+    return (0 if gap > 3 * _RADIUS else _RADIUS), middle
 
 
 def legend(transfers: Sequence[Transfer], top: float, width: float) -> tuple[str, float]:
@@ -153,7 +161,7 @@ def legend(transfers: Sequence[Transfer], top: float, width: float) -> tuple[str
     x, y, parts = 4.0, top, []
     for kind in kinds:
         letter, colour, _, words = STYLES[kind]
-        need = 24 + 6.4 * len(words) + 22
+        need = 24 + 6.8 * len(words) + 22
         if x + need - 22 > width and x > 4:
             x, y = 4.0, y + 22
         parts.append(badge(letter, f"var(--l-{colour})", x + 8, y))

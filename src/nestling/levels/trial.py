@@ -16,8 +16,7 @@ STEPS = 64
 """Steps of a trial; what does not change twice in them is no memory."""
 
 _SIDES = (3, 5, 7, 11, 13)  # of the small parameters: different, so that a state's sides tell which of them they are
-_EACH = 2  # small parameters of each number of dimensions: what is one vector for all of them is seen to be
-
+_EACH = 2  # small parameters in a trial: what is one vector for all of them is seen to be
 _SETTINGS = {"lr": 1e-3, "capturable": False, "max_iter": 4}  # a rate may be 0 while it warms up; the rest for speed
 
 
@@ -32,44 +31,33 @@ class Found(NamedTuple):
 def tried(optimizer: Optimizer, group: dict[str, Any]) -> list[Found]:
     """What `optimizer` keeps for the parameters of `group`, by stepping a copy of it on small ones.
 
-    A single number is a counter, no memory. `optimizer` and its parameters are left alone; whatever its code raises
-    passes through.
+    The group's parameters have equally many dimensions. A single number is a counter, no memory. `optimizer` and its
+    parameters are left alone; whatever its code raises passes through.
     """
-    small = {n: [_parameter(n) for _ in range(_EACH)] for n in {max(p.dim(), 1) for p in _moving(group)}}
-    probe = _copy(optimizer, group, [p for alike in small.values() for p in alike])
-    seen: dict[tuple[str, int], list[list[Tensor]]] = defaultdict(list)
+    shape = _SIDES[: max(group["params"][0].dim(), 1)]
+    small = [nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).reshape(shape)) for _ in range(_EACH)]
+    probe = _copy(optimizer, group, small)
+    seen: dict[str, list[list[Tensor]]] = defaultdict(list)
     for step in range(STEPS):
         _step(probe, step)
-        for n, alike in small.items():
-            for key, value in probe.state[alike[0]].items():
-                if any(t.numel() > 1 for t in _tensors(value)):
-                    seen[key, n].append([t.detach().clone() for t in _tensors(value)])
-    found: dict[str, Found] = {}
-    for (key, n), values in seen.items():
-        if period := _period(values):
-            size = _size(values[-1], small, n, _moving(group))
-            found[key] = Found(key, period, size + (found[key].size if key in found else 0))
-    return list(found.values())
+        for key, value in probe.state[small[0]].items():
+            if any(t.numel() > 1 for t in _tensors(value)):
+                seen[key].append([t.detach().clone() for t in _tensors(value)])
+    periods = {key: _period(values) for key, values in seen.items()}
+    return [
+        Found(key, period, _size(seen[key][-1], shape, group["params"])) for key, period in periods.items() if period
+    ]
 
 
 def kept(optimizer: Optimizer, group: dict[str, Any]) -> list[Found]:
     """What `optimizer` has in its state for the parameters of `group`; every step is taken to change it."""
     found: dict[str, int] = {}
-    for parameter in _moving(group):
+    for parameter in group["params"]:
         for key, value in optimizer.state.get(parameter, {}).items():
             size = sum(t.numel() for t in _tensors(value))
             if size > 1:
                 found[key] = found.get(key, 0) + size
     return [Found(key, 1, size) for key, size in found.items()]
-
-
-def _moving(group: dict[str, Any]) -> list[Tensor]:
-    return [p for p in group["params"] if p.requires_grad]
-
-
-def _parameter(dimensions: int) -> nn.Parameter:
-    shape = _SIDES[:dimensions]
-    return nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).reshape(shape))
 
 
 def _copy(optimizer: Optimizer, group: dict[str, Any], parameters: list[nn.Parameter]) -> Any:
@@ -85,9 +73,9 @@ def _copy(optimizer: Optimizer, group: dict[str, Any], parameters: list[nn.Param
     if "_params" in vars(optimizer):  # LBFGS
         fresh |= {"_params": parameters, "_numel_cache": None}
     hooks = {name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")}
-    memo = {id(p): parameters[0] for one in optimizer.param_groups for p in one["params"]}
-    rest = {k: v for k, v in vars(optimizer).items() if k not in fresh and k not in hooks and k != "step"}
     probe = object.__new__(type(optimizer))
+    memo = {id(p): parameters[0] for one in optimizer.param_groups for p in one["params"]} | {id(optimizer): probe}
+    rest = {k: v for k, v in vars(optimizer).items() if k not in fresh and k not in hooks and k != "step"}
     vars(probe).update({**copy.deepcopy(rest, memo), **hooks, **fresh})
     return probe
 
@@ -128,16 +116,15 @@ def _same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _size(value: list[Tensor], small: dict[int, list[nn.Parameter]], n: int, moving: list[Tensor]) -> int:
-    """Numbers that a state held for a small parameter with `n` dimensions comes to, for all such of `moving`."""
-    total, real = sum(p.numel() for alike in small.values() for p in alike), sum(p.numel() for p in moving)
-    size = 0
+def _size(value: list[Tensor], shape: tuple[int, ...], real: list[Tensor]) -> int:
+    """Numbers that a state held for a small parameter of `shape` comes to, for all of the `real` parameters."""
+    size, count = 0, math.prod(shape)
     for tensor in value:
-        if tensor.numel() == total:  # one vector for all parameters
-            size += real
+        if tensor.numel() == _EACH * count:  # one vector for all parameters
+            size += sum(p.numel() for p in real)
             continue
-        for p in moving:
-            if max(p.dim(), 1) == n:
-                sides = dict(zip(_SIDES, p.shape, strict=False)) | {math.prod(_SIDES[:n]): p.numel()}
-                size += math.prod(sides.get(side, side) for side in tensor.shape)
+        for p in real:
+            runs = [slice(i, j + 1) for i in range(len(shape)) for j in range(i, len(shape))]  # sides may be flattened
+            sides = {math.prod(shape[run]): math.prod((p.shape or (1,))[run]) for run in runs}
+            size += math.prod(sides.get(side, side) for side in tensor.shape)
     return size

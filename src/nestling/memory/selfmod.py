@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from torch.nn.functional import logsigmoid
 from nestling.errors import InputError
 from nestling.memory.memory import Memory, State
 from nestling.memory.scan import scan as scan_memory
-from nestling.memory.stack import ALGEBRA, Kernel, Layers, Piece, Stack, cuts, unit
+from nestling.memory.stack import ALGEBRA, Kernel, Layers, Piece, Places, Stack, unit
 from nestling.memory.structure import fixed
 
 PROJECTIONS = ("v", "k", "eta", "alpha", "q")
@@ -220,11 +220,12 @@ class _Run:
         self.batch, self.heads, self.length, _ = inputs.key.shape
         # One after the other in memory lie the memories of one head, whom a kernel lets share a product.
         initial = tuple(_folded(w.unsqueeze(0).expand(self.batch, *w.shape)) for w in slow.initial)
+        lengths = None if inputs.live is None else inputs.live.sum(1)
+        self.places = Places.of(None if carried is None else carried.count, lengths, self.batch, self.length)
         carried = config.start(slow, self.batch) if carried is None else carried
-        self.count = carried.count
-        self.lengths = self.length if inputs.live is None else inputs.live.sum(1).cpu()
         self.adaptive = [name for name in config.stack if name != CONTENT]
-        self.readers = [(source, len(list(group))) for source, group in groupby(self.adaptive, SOURCES.__getitem__)]
+        sources = [SOURCES[name] for name in self.adaptive]
+        self.readers = [(source, sources.count(source)) for source in dict.fromkeys(sources)]
         # Read-outs of eta and alpha (N, 2, d) and their biases (N, 2, 1).
         self.gates = torch.stack([slow.eta_weight, slow.alpha_weight], 1).repeat(self.batch, 1, 1)
         self.gate_bias = torch.stack([slow.eta_bias, slow.alpha_bias], 1).repeat(self.batch, 1).unsqueeze(-1)
@@ -254,7 +255,7 @@ class _Run:
         live = None if self.inputs.live is None else self.inputs.live.repeat_interleave(self.heads, 0)
         points = [0, self.length]
         if self.adaptive:
-            points = cuts(self.count, 0, self.length, self.config.projection_chunk_size)
+            points = self.places.cuts(0, self.length, self.config.projection_chunk_size)
         sizes = [stop - start for start, stop in pairwise(points)]
         inputs = _split([x["query"], beta, live, *(x[source] for source, _ in self.readers), *read], sizes)
         last = 3 + len(self.readers)
@@ -275,7 +276,7 @@ class _Run:
             return self._step(content, weights, rows, closing)
         if self.adaptive and not closing:
             self._step(self.stacks[0], weights, rows._replace(q=None), False)
-        points, outputs = cuts(self.count, span.start, span.stop, content.size), []
+        points, outputs = self.places.cuts(span.start, span.stop, content.size), []
         sizes = [stop - start for start, stop in pairwise(points)]
         for start, part in zip(points, rows.split(sizes), strict=False):
             last = closing and start == points[-2]
@@ -284,8 +285,7 @@ class _Run:
 
     def _turn(self, stack: Stack, start: int) -> Layers:
         """The weights that gradients are taken at from `start` on."""
-        begins = ((self.count + start) % stack.size == 0) & (start < self.lengths)
-        stack.turn(begins, self.heads)
+        stack.turn(self.places.begins(start, stack.size), self.heads)
         return stack.weights()
 
     def _project(self, span: _Span, weights: Layers) -> _Rows:
@@ -346,7 +346,7 @@ class _Run:
             layers = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in pairs)
             folded.append(tuple(w.unflatten(1, (self.batch, self.heads)).transpose(0, 1).contiguous() for w in layers))
         boundary, current, momentum = folded
-        return Carried(boundary, current, momentum, self.count + self.lengths)
+        return Carried(boundary, current, momentum, self.places.after())
 
 
 def _folded(weight: Tensor) -> Tensor:

@@ -157,13 +157,13 @@ class Stack:
         anchors = [None if w is None else w[memories] for w in self.anchors]
         return Stack(size, anchors, boundary, current, momentum)
 
-    def turn(self, begins: Tensor, repeat: int = 1) -> None:
-        """Move the boundary in the sequences, `begins` CPU bool (B,), whose chunk begins here; `repeat` rows each."""
-        self.fresh = bool(begins.all())
+    def turn(self, begins: Sequence[bool], repeat: int = 1) -> None:
+        """Move the boundary in the sequences, `begins` one a sequence, whose chunk begins here; `repeat` rows each."""
+        self.fresh = all(begins)
         if self.fresh:
             self.boundary = self.current
-        elif bool(begins.any()):
-            rows = begins.repeat_interleave(repeat).to(self.current[0].device)[:, None, None]
+        elif any(begins):
+            rows = torch.tensor(begins).repeat_interleave(repeat).to(self.current[0].device)[:, None, None]
             pairs = zip(self.current, self.boundary, strict=True)
             self.boundary = [torch.where(rows, new, old) for new, old in pairs]
 
@@ -172,11 +172,32 @@ class Stack:
         return [d if a is None else a + d for a, d in zip(self.anchors, self.boundary, strict=True)]
 
 
-def cuts(count: Tensor, start: int, stop: int, size: int) -> list[int]:
-    """`start`, `stop`, and where between them a chunk of `size` tokens begins in any sequence.
+class Places(NamedTuple):
+    """Where the sequences of a batch stand: tokens each has had before this call, and those it has in it.
 
-    `count`: tokens that each sequence has had before position 0, CPU int64 (B,).
+    Plain numbers, so that neither a device nor a compiler has to wait for them.
     """
-    phases = ((count + start) % size).unique().tolist()
-    inner = {t for phase in phases for t in range(start + size - phase, stop, size)}
-    return sorted({start, stop} | inner)
+
+    count: Sequence[int]
+    lengths: Sequence[int]
+
+    @classmethod
+    def of(cls, count: Tensor | None, lengths: Tensor | None, batch: int, length: int) -> Places:
+        """From integers (B,); None: no token yet, and `length` real ones."""
+        return cls(
+            [0] * batch if count is None else count.tolist(), [length] * batch if lengths is None else lengths.tolist()
+        )
+
+    def cuts(self, start: int, stop: int, size: int) -> list[int]:
+        """`start`, `stop`, and where between them a chunk of `size` tokens begins in any sequence."""
+        phases = {(count + start) % size for count in self.count}
+        inner = {t for phase in phases for t in range(start + size - phase, stop, size)}
+        return sorted({start, stop} | inner)
+
+    def begins(self, start: int, size: int) -> list[bool]:
+        """For each sequence, whether the token at `start` is real and begins a chunk of `size` tokens."""
+        return [(c + start) % size == 0 and start < n for c, n in zip(self.count, self.lengths, strict=True)]
+
+    def after(self) -> Tensor:
+        """Tokens that each sequence has had after this call, CPU int64 (B,)."""
+        return torch.tensor([c + n for c, n in zip(self.count, self.lengths, strict=True)], dtype=torch.int64)

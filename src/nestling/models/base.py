@@ -4,7 +4,9 @@ A block is h = x + mixer(norm(x)); y = h + channel(norm(h)) (Nested Learning, Se
 configuration says. Letters: B batch, T new tokens, D model width, V vocabulary.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -15,7 +17,7 @@ from nestling.layers.norm import RMSNorm
 from nestling.layers.residual import Output
 from nestling.models.cache import MemoryCache, State
 from nestling.models.config import NestlingConfig
-from nestling.models.padding import read
+from nestling.models.padding import predictable, read
 
 
 class Block(GradientCheckpointingLayer):
@@ -27,11 +29,25 @@ class Block(GradientCheckpointingLayer):
         self.mixer = config.mixer(layer)
         self.channel_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.channel = config.channel(layer)
+        self.segment = config.checkpoint_tokens
 
     def forward(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None, keep: bool = False
     ) -> tuple[Tensor, State | None]:
         """x (B, T, D) -> (B, T, D), as every mixer."""
+        if not self.segment or x.shape[1] <= self.segment or not torch.is_grad_enabled():
+            return self._advance(x, state, lengths, keep)
+        outputs, parts = [], x.split(self.segment, 1)
+        for i, part in enumerate(parts):
+            real = None if lengths is None else (lengths - i * self.segment).clamp(0, part.shape[1])
+            kept = keep or i + 1 < len(parts)
+            y, state = checkpoint(self._advance, part, state, real, kept, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+            outputs.append(y)
+        return torch.cat(outputs, 1), state
+
+    def _advance(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, keep: bool
+    ) -> tuple[Tensor, State | None]:
         before = state or {}
         mixed, mixer = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep)
         x = x + mixed
@@ -47,7 +63,7 @@ class NestlingPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True
 
@@ -78,6 +94,13 @@ def _loaded(module: nn.Module) -> bool:
     return all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters())
 
 
+def _given(cache: MemoryCache | None, past_key_values: MemoryCache | None) -> MemoryCache | None:
+    """The cache under whichever of its two names."""
+    if cache is not None and past_key_values is not None:
+        raise InputError("cache and past_key_values are two names of one thing: give only cache.")
+    return past_key_values if cache is None else cache
+
+
 class NestlingModel(NestlingPreTrainedModel):
     """Embedding, blocks, final norm."""
 
@@ -94,15 +117,17 @@ class NestlingModel(NestlingPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: MemoryCache | None = None,
+        cache: MemoryCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        past_key_values: MemoryCache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, D) of input_ids (B, T) or inputs_embeds (B, T, D); see NestlingForCausalLM.forward."""
         x = self._embedded(input_ids, inputs_embeds)
-        past = MemoryCache() if past_key_values is None else past_key_values
+        past = _given(cache, past_key_values)
+        past = MemoryCache() if past is None else past
         self._check(past, x.shape[0], use_cache)
         padding = read(attention_mask, past.seen, *x.shape[:2])
         seen = past.seen + x.shape[1]
@@ -118,7 +143,7 @@ class NestlingModel(NestlingPreTrainedModel):
             hidden = [padding.unroll(y) for y in hidden]
         return BaseModelOutputWithPast(
             last_hidden_state=hidden[-1],
-            past_key_values=MemoryCache(states, seen, self.fingerprint) if use_cache else None,
+            cache=MemoryCache(states, seen, self.fingerprint) if use_cache else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
         )
 
@@ -134,16 +159,14 @@ class NestlingModel(NestlingPreTrainedModel):
 
     def _check(self, past: MemoryCache, batch: int, use_cache: bool | None) -> None:
         if not isinstance(past, MemoryCache):
-            raise InputError(f"past_key_values is a {type(past).__name__}, but must be what an earlier call returned.")
+            raise InputError(f"cache is a {type(past).__name__}, but must be what an earlier call returned.")
         if past.states is not None and past.model != self.fingerprint:
             raise InputError(
-                f"past_key_values comes from the model {past.model}, not from this one, {self.fingerprint}: use a "
+                f"cache comes from the model {past.model}, not from this one, {self.fingerprint}: use a "
                 "state of the same model and sizes."
             )
         if past.states is not None and past.batch_size not in (batch, -1):
-            raise InputError(
-                f"past_key_values holds {past.batch_size} sequences, but the input {batch}: make them equal."
-            )
+            raise InputError(f"cache holds {past.batch_size} sequences, but the input {batch}: make them equal.")
         first = self.layers[0]
         reentrant = getattr(getattr(first, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant")
         if self.training and first.gradient_checkpointing and reentrant and (use_cache or past.states is not None):
@@ -167,11 +190,12 @@ class NestlingForCausalLM(NestlingPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: MemoryCache | None = None,
+        cache: MemoryCache | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: MemoryCache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the loss where labels are given.
@@ -180,11 +204,13 @@ class NestlingForCausalLM(NestlingPreTrainedModel, GenerationMixin):
             input_ids: (B, T).
             attention_mask: (B, T), or (B, seen + T) with a cache, of which the last T columns count; 0 is padding, on
                 the left or on the right of a row's real tokens. Padding writes nothing, and its logits mean nothing.
-            past_key_values: a cache that an earlier call returned; it is left as it was.
-            labels: (B, T), equal to input_ids and shifted here; -100 is left out. The loss is in nats a token.
+            cache: what an earlier call returned as `.cache`, left as it was.
+            labels: (B, T), equal to input_ids and shifted here; -100 is left out, and so is what padding would have to
+                predict (a row's first real token behind padding on the left). The loss is in nats a token.
             inputs_embeds: (B, T, D) in place of input_ids.
             use_cache: return a cache; None: as the configuration says, but not in training or with labels.
             logits_to_keep: only the last so many positions, or these positions; 0: all.
+            past_key_values: the older name of `cache`.
             kwargs: `num_items_in_batch` for the loss, `output_hidden_states`.
 
         Raises:
@@ -192,16 +218,18 @@ class NestlingForCausalLM(NestlingPreTrainedModel, GenerationMixin):
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
-        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, **kwargs)
+        cache = _given(cache, past_key_values)
+        outputs = self.model(input_ids, attention_mask, cache, inputs_embeds, use_cache, **kwargs)
         positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, positions])
         loss = None
         if labels is not None:
+            labels = predictable(labels, attention_mask)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
         )
 
@@ -212,5 +240,5 @@ class NestlingForCausalLM(NestlingPreTrainedModel, GenerationMixin):
                 f"cache_implementation='{generation_config.cache_implementation}' is not possible, because the cache "
                 "is the state of the memories: leave it out."
             )
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = MemoryCache()
+        if generation_config.use_cache and model_kwargs.get("cache") is None:
+            model_kwargs["cache"] = MemoryCache()

@@ -67,6 +67,11 @@ class MemoryCache(Cache):
         return False
 
     @property
+    def is_linear(self) -> list[bool]:
+        """False for each block: generate() counts the tokens that the cache has had, whatever its mixers are."""
+        return [False] * max(len(self), 1)
+
+    @property
     def is_compileable(self) -> bool:
         """False: a key-value cache grows, and counts live on the CPU."""
         return False

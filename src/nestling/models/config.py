@@ -12,7 +12,15 @@ from nestling.errors import InputError
 from nestling.layers.feedforward import SwiGLU
 
 INHERITED = {field.name for field in fields(PreTrainedConfig)}
-_NO_SHAPE = {"initializer_range", "use_cache", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
+_NO_SHAPE = {
+    "checkpoint_tokens",
+    "initializer_range",
+    "use_cache",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}
 
 
 @strict
@@ -23,10 +31,13 @@ class NestlingConfig(PreTrainedConfig):
     hidden_size, num_hidden_layers, num_attention_heads: width, blocks, heads.
     intermediate_size: hidden width of the channel mixer; the sizes choose it so that models have equal parameters.
     rms_norm_eps: under the root of every RMSNorm.
+    checkpoint_tokens: where gradients are wanted, a block goes over the sequence in segments of so many tokens and
+        computes each again in the backward pass, from the state at its start: memory for one segment in place of a long
+        sequence. None: the whole sequence at once.
     initializer_range: standard deviation of weights at the start, held below sqrt(2 / (5 hidden_size)).
     """
 
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
 
     vocab_size: int = 256
     hidden_size: int = 128
@@ -34,6 +45,7 @@ class NestlingConfig(PreTrainedConfig):
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     rms_norm_eps: float = 1e-5
+    checkpoint_tokens: int | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     use_cache: bool = True
@@ -50,6 +62,8 @@ class NestlingConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1: give a positive number.")
+        if self.checkpoint_tokens is not None and self.checkpoint_tokens < 1:
+            raise InputError(f"checkpoint_tokens={self.checkpoint_tokens} must be at least 1, or None for no segments.")
         if self.hidden_size % self.num_attention_heads:
             divisors = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
             near = sorted(sorted(divisors, key=lambda n: abs(n - self.num_attention_heads))[:2])

@@ -57,6 +57,14 @@ def read(mask: Tensor | None, seen: int, batch: int, length: int) -> Padding | N
     return Padding(first, lengths)
 
 
+def predictable(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """`labels` (B, T) with -100 behind padding, whose logits mean nothing; `mask` as in `read`."""
+    if mask is None:
+        return labels
+    padded = mask[:, -labels.shape[1] :] == 0
+    return torch.cat((labels[:, :1], labels[:, 1:].masked_fill(padded[:, :-1], -100)), 1)
+
+
 def _rolled(x: Tensor, shift: Tensor) -> Tensor:
     """x[b, (p + shift[b]) mod T] for every row b and place p."""
     if not bool(shift.any()):

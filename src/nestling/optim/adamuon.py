@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
+from nestling.levels.words import DOT, EMA, Words
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.muon import PRECISIONS, check_newton_schulz
 from nestling.optim.orthogonal import newton_schulz
@@ -67,6 +68,11 @@ class AdaMuon(MatrixOptimizer):
         require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "betas", betas, "two numbers in [0, 1)")
         require(group["eps"] > 0, "eps", group["eps"], "a number above 0")
         check_newton_schulz(group)
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """The second moment is that of the orthogonalized momentum."""
+        second = Words("second moment", "L2 to the squared orthogonal steps", EMA, ("betas", 1), ("momentum",))
+        return {"momentum": Words("momentum", DOT, EMA, ("betas", 0)), "second_moment": second}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
         return adamuon(grad, state, group)

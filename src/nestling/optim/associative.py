@@ -7,7 +7,9 @@ from typing import Any, Literal, Unpack
 
 from torch import Tensor
 
+from nestling.levels.words import Words
 from nestling.memory.feature import Feature, Identity
+from nestling.memory.gd import GD
 from nestling.memory.objective import DotProduct, Objective
 from nestling.memory.retention import Decay, Retention
 from nestling.memory.rule import Rule
@@ -130,6 +132,25 @@ class AssociativeMomentum(MatrixOptimizer):
         update = self.memory.update(new, pairs.keys, grad.shape[-1])
         update = update if self.output is None else self.output(update)
         return update if group["rms"] is None else to_rms(update, group["rms"])
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """Each layer of the memory is a memory, and so is the preconditioner; anchors are constants."""
+        memory, count = self.memory, len(self.memory.structure.direct)
+        objective = f"{type(memory.objective).__name__} of the memory's answers to the gradients"
+        rules = memory.rules or (GD(),) * count
+        after = ("value",) if memory.value is not None else ()
+        layers = {
+            f"layer{i}": Words(
+                "momentum" if count == 1 else f"momentum, layer {i + 1}",
+                objective,
+                type(rule).__name__,
+                ("decay", 0),
+                after,
+            )
+            for i, rule in enumerate(rules)
+        }
+        how = type(memory.value).__name__
+        return layers | {name: Words("preconditioner", f"{how} of the gradients", how) for name in after}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"memory": self.memory, "output": self.output}

@@ -4,7 +4,9 @@ A subclass is a pure update function on a batch of same-shaped matrices, and its
 rest of the contract of `torch.optim.Optimizer`. Letters: n matrices of one shape, out and in their sides.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nestling.errors import InputError
+from nestling.levels.clock import Component
+from nestling.levels.words import KEYS, Words, worded
 from nestling.optim.batches import Batch, Batches
 from nestling.optim.compiling import bookkeeping, outer
 from nestling.optim.sharding import agree, local
@@ -109,6 +113,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def check(self, group: dict[str, Any]) -> None:
         """InputError if one of the subclass's hyper-parameters is out of range."""
 
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """What the entries of `init` remember, for `nestling.levels`; entries left out are no memories."""
+        own = Words("", f"{type(self).__name__}'s own", f"{type(self).__name__}'s own")
+        names = self.init(torch.empty(1, 2, 2, device="meta"), group)
+        return {name: KEYS.get(name, replace(own, name=name.replace("_", " "))) for name in names}
+
     # The contract of torch.optim.Optimizer.
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -175,6 +185,25 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     return f"'{names[position]}'" if names else f"{position} of group {number}"
         raise KeyError("not a parameter of this optimizer")
 
+    def components(self, group: dict[str, Any]) -> list[Component]:
+        """The memories of this group's gradients, and its weights, for `nestling.levels.inspect`.
+
+        The group's parameters have equally many dimensions, hence one rule.
+        """
+        matrices = [p for p in group["params"] if takes_matrix_rule(p, group)]
+        if not matrices:
+            words = {
+                key: replace(KEYS[key], decay=("adamw_betas", i)) for i, key in enumerate(("exp_avg", "exp_avg_sq"))
+            }
+            sizes: dict[str, int] = dict.fromkeys(words, sum(p.numel() for p in group["params"]))
+            return [*worded(words, sizes, group), Component("weights", "weights", 1, "step", rule="AdamW")]
+        sizes = Counter()
+        for (rows, columns), count in Counter((p.shape[0] if p.ndim > 1 else 1, _columns(p)) for p in matrices).items():
+            state = self.init(torch.empty(1, rows, columns, device="meta"), group)
+            sizes.update({name: count * tensor.numel() for name, tensor in state.items()})
+        weights = Component("weights", "weights", 1, "step", rule=type(self).__name__)
+        return [*worded(self.words(group), sizes, group), weights]
+
     # Inside.
 
     def _parameters(self) -> Iterable[Tensor]:
@@ -231,6 +260,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         rate = float(group["lr"])
         factor = self.shape_factor(grad.shape[1], grad.shape[2], group)
         batch.write(step, 1 - rate * group["weight_decay"], -rate * factor)
+
+
+def _columns(parameter: Tensor) -> int:
+    return parameter.shape[1:].numel() if parameter.ndim > 1 else parameter.numel()
 
 
 def takes_matrix_rule(parameter: Tensor, group: dict[str, Any]) -> bool:

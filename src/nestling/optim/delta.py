@@ -6,6 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from nestling.levels.words import Words
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.muon import PRECISIONS, check_newton_schulz
 from nestling.optim.orthogonal import newton_schulz
@@ -26,10 +27,11 @@ def delta_momentum(grad: Tensor, momentum: Tensor, alpha: float, c: float, xi_ma
     # In units of the largest entry, for the sake of the fourth powers; then L is at least 1 unless G is 0.
     unit = grad.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(grad.dtype).tiny)
     g = grad / unit
-    gram = g @ g.mT if g.shape[-2] <= g.shape[-1] else g.mT @ g
+    tall = g.shape[-2] >= g.shape[-1]
+    gram = g.mT @ g if tall else g @ g.mT
     bound = (gram @ gram).square().sum((-2, -1), keepdim=True).pow(0.25).clamp(min=1)
-    erased = momentum @ g.mT @ (g * torch.minimum(xi_max * unit * unit, c / bound))
-    momentum.mul_(alpha).sub_(erased)
+    held = momentum @ gram if tall else momentum @ g.mT @ g
+    momentum.mul_(alpha).sub_(held.mul_(torch.minimum(xi_max * unit * unit, c / bound)))
     if write == "gradient":
         return momentum.add_(grad)
     return momentum.addcmul_(g, torch.minimum(xi_max * unit, c / bound / unit))
@@ -95,6 +97,10 @@ class DeltaMomentum(MatrixOptimizer):
 
     def shape_factor(self, rows: int, columns: int, group: dict[str, Any]) -> float:
         return 0.2 * math.sqrt(max(rows, columns)) if group["output"] == "orthogonal" else 1.0
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """The momentum is fitted to the gradients, not only added up."""
+        return {"momentum": Words("momentum", "L2 between the memory's answer and the gradient", "DGD", ("alpha", 0))}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
         c = group["alpha"] if group["c"] is None else group["c"]

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from nestling.levels.words import DOT, EMA, SQUARE, Words
 from nestling.optim.base import MatrixOptimizer, Shared, require
 from nestling.optim.compiling import outer
 from nestling.optim.muon import PRECISIONS, check_newton_schulz
@@ -129,6 +130,21 @@ class M3(MatrixOptimizer):
         """The slow output has Newton-Schulz's own dtype."""
         output = torch.zeros_like(grad, dtype=PRECISIONS[group["precision"]])
         return super().init(grad, group) | {"slow_output": output}
+
+    def words(self, group: dict[str, Any]) -> dict[str, Words]:
+        """The sum of gradients is a memory that the slow momentum learns from; the slow output is none."""
+        how = EMA if group["accumulate"] == "average" else "sum"
+        found = {
+            "momentum": Words("momentum", DOT, how, ("betas", 0)),
+            "second_moment": Words("second moment", SQUARE, how, ("betas", 1)),
+        }
+        if not group["alpha"]:
+            return found
+        every = group["frequency"]
+        return found | {
+            "since": Words("gathered gradients", DOT, "sum, emptied at the update"),
+            "slow_momentum": Words("slow momentum", DOT, how, ("betas", 2), ("since",) if every > 1 else (), every),
+        }
 
     @outer
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:

@@ -36,7 +36,8 @@ def newton_schulz(
     shape = y.shape
     # One matrix goes through the two-dimensional products, which copy less.
     y, addmm = (y.view(shape[-2:]), torch.addmm) if shape[:-2].numel() == 1 else (y.flatten(0, -3), torch.baddbmm)
-    y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    size = y.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    y = y / size if dtype == x.dtype else y.div_(size)
     for _ in range(steps):
         gram = y @ y.mT
         polynomial = addmm(gram, gram, gram, beta=b, alpha=c)

@@ -71,7 +71,7 @@ def _state_bytes(model: Any, store: Store) -> int:
     """Bytes of what one sequence of CONTEXT tokens leaves behind."""
     ids = torch.from_numpy(np.resize(store.valid, CONTEXT).astype(np.int64))[None].to(model.device)
     with evaluating(model):
-        return model(ids, use_cache=True, logits_to_keep=1).past_key_values.nbytes
+        return model(ids, use_cache=True, logits_to_keep=1).cache.nbytes
 
 
 def _sample(model: Any, text: Tensor, tokenizer: Tokenizer) -> dict[str, str]:

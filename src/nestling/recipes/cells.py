@@ -75,14 +75,15 @@ class Study:
         """
         path = out / f"{self.results or self.name}.jsonl"
         torch.set_num_threads(1)  # what was found does not depend on the number of cores
-        ran = 0
+        ran, machine = 0, describe(torch.device("cpu"))
         while cell := self._next(found := read(path)):
             begun = time.monotonic()
             try:
                 result = self.run(cell)
             except InputError as error:
                 result = {"failed": str(error)}
-            _append(path, {"key": key(cell), **cell, **result, "seconds": round(time.monotonic() - begun, 1)})
+            seconds = round(time.monotonic() - begun, 1)
+            _append(path, {"key": key(cell), **cell, **result, "seconds": seconds, "machine": machine})
             ran += 1
             say(f"{self.name} {', '.join(f'{k} {v}' for k, v in cell.items())}: {_brief(result)}")
         mine = {key(cell): found[key(cell)] for cell in self.cells(found)}
@@ -176,7 +177,7 @@ def spread(rows: Sequence[Row], measure: str, digits: int = 4) -> str:
 def _append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row | {"machine": describe(torch.device("cpu"))}, allow_nan=False) + "\n")
+        file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def _brief(result: Row) -> str:

@@ -20,7 +20,7 @@ from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread
 from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.optimizer import build
 
-NAMES = ("adamw", "muon", "m3", "delta-momentum", "adamuon")
+NAMES = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon")
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 TUNING, SEEDS = (0, 1), (0, 1, 2, 3, 4)
 STEPS, BATCH, WARMUP, EVERY, DECAY = 200, 64, 20, 20, 0.01

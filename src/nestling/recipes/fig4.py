@@ -20,13 +20,13 @@ from nestling.recipes.cells import Cell, Found, Row, Study, Table, matching
 from nestling.recipes.optimizers import PLAIN
 
 START = (-3.5, 2.0)
-VALLEYS = ((10.0, 1.0, 2.0), (1.0, 1.0, 2.0), (10.0, 0.5, 2.0), (50.0, 1.0, 1.0))
+VALLEYS = ((1.0, 1.0, 2.0), (10.0, 0.5, 2.0), (10.0, 1.0, 2.0), (50.0, 1.0, 1.0))
 """(k, a, w); the first is drawn."""
 MOMENTA = (0.9, 0.0, 0.5, 0.7, 0.8, 0.95)
 RATES = tuple(2.0**-i for i in range(1, 15))
 METHODS = {"sgd-momentum": "momentum", "delta-momentum": "alpha"}
 """With the name of the weight of the past."""
-STEPS, TOLERANCE = 1000, 1e-6
+STEPS, TOLERANCE, DRAWN = 1000, 1e-6, 300
 
 
 def psi(point: Tensor, k: float, a: float, w: float) -> Tensor:
@@ -53,7 +53,7 @@ def run(cell: Cell) -> Row:
         "reached": way.reached,
         "loss": way.loss,
         "by_rate": {str(rate): one.reached for rate, one in ways.items()},
-        "path": [[round(x, 4) for x in point] for point in way.points],
+        "path": [[round(x, 3) for x in point] for point in way.points[:DRAWN]],
     }
 
 
@@ -137,10 +137,10 @@ def draw(found: Found) -> Figure:
 
 
 def _contours(axes: Any, k: float, a: float, w: float) -> None:
-    r, theta = torch.meshgrid(torch.linspace(-4.2, 2.5, 240), torch.linspace(-4.5, 5.5, 240), indexing="ij")
+    r, theta = torch.meshgrid(torch.linspace(-4.2, 4.2, 300), torch.linspace(-4.5, 5.5, 240), indexing="ij")
     values = psi(torch.stack((r, theta)), k, a, w)
     axes.contour(r, theta, (values + 1e-2).log10(), levels=14, cmap="Greys_r", linewidths=0.8, alpha=0.7)
-    axes.set(xlabel="r", ylabel="theta", xlim=(-4.2, 2.5), ylim=(-4.5, 5.5))
+    axes.set(xlabel="r", ylabel="theta", xlim=(-4.2, 4.2), ylim=(-4.5, 5.5))
     axes.grid(False)
 
 

@@ -26,7 +26,8 @@ from nestling.train.optimizer import build
 SEEDS = (0, 1, 2)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 CORPUS, LENGTH, STEPS, BATCH = "python", 256, 120, 8
-MODED_STEPS = 900
+MODED_STEPS, MODED_RATES, MODED_RATE = 900, (1e-3, 2e-3, 4e-3), 1e-3
+"""Steps, the sweep, and the best of it for every set of memories."""
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 2e-3}
@@ -90,15 +91,16 @@ def text_cells() -> Iterator[Cell]:
 
 
 def moded_cells() -> Iterator[Cell]:
-    """Which memories are updated, on the moded store and on its control, three seeds."""
+    """Which memories are updated, on the moded store and on its control: a sweep of rates, then three seeds."""
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     shape |= {"chunk_size": 8, "projection_chunk_size": 8, "conv_identity": True}
-    for mode in ("enable", "control"):
-        for seed in SEEDS:
-            for name, updated in UPDATED.items():
-                fields = shape | {"memory_updated": updated}
-                task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": MODED_STEPS}
-                yield Cell("moded", f"{mode}: {name}", "hope", fields, 4e-3, seed, task)
+    runs = [("enable", rate, 0) for rate in MODED_RATES]
+    runs += [(mode, MODED_RATE, seed) for mode in ("enable", "control") for seed in SEEDS]
+    for mode, rate, seed in dict.fromkeys(runs):
+        for name, updated in UPDATED.items():
+            fields = shape | {"memory_updated": updated}
+            task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": MODED_STEPS}
+            yield Cell("moded", f"{mode}: {name}", "hope", fields, rate, seed, task)
 
 
 def run_text(cell: Cell) -> Row:

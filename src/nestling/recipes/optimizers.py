@@ -28,4 +28,5 @@ PLAIN: dict[str, Make] = {
     "m3": _ours(optim.M3),
     "delta-momentum": _ours(partial(optim.DeltaMomentum, xi_max=1.0, output="identity")),
     "delta-muon": _ours(optim.DeltaMomentum),
+    "dmgd": _ours(optim.DMGD),
 }

@@ -19,7 +19,7 @@ from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
 from nestling.recipes.optimizers import PLAIN
 
-OPTIMIZERS = ("sgd-momentum", "delta-momentum", "delta-muon", "muon", "m3", "adamw")
+OPTIMIZERS = ("sgd-momentum", "delta-momentum", "dmgd", "delta-muon", "muon", "m3", "adamw")
 RATES = tuple(2.0**-i for i in range(2, 9))
 SEEDS = (0, 1, 2, 3, 4)
 LEAKS = (0.0, 0.1)
