@@ -164,10 +164,10 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("name", MEMORIES)
-def test_every_memory_runs_on_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_every_memory_runs_on_the_definition(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parallel form that the optimizer takes equals `scan`, the definition, over several gradients."""
-    memory = MEMORIES[name]
+    memory = MEMORIES[kind]
     grads = torch.randn(4, 2, OUT, IN)
 
     def run() -> list[Tensor]:

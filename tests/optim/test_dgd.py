@@ -10,10 +10,13 @@ from torch.utils.checkpoint import checkpoint
 from nestling.errors import InputError
 from nestling.optim.base import MatrixOptimizer
 from nestling.optim.dgd import DGD, delta_gradient, delta_gradient_of_gram
+from nestling.optim.ggd import GGD
 from nestling.optim.groups import param_groups
 from nestling.optim.layerwise import layer_groups
+from optim.sharded import both, shard
 
 ETA = 0.3
+SHARED = (DGD, GGD)
 
 
 @pytest.fixture(autouse=True)
@@ -365,3 +368,40 @@ def test_a_copy_is_not_attached() -> None:
     assert optimizer.inputs.parameters()
     assert not twin.inputs.parameters()
     assert issubclass(type(twin), MatrixOptimizer)
+
+
+def halves(rank: int, model: nn.Sequential, x: Tensor, y: Tensor, wanted: dict[type, list[Tensor]]) -> None:
+    """Each process sees its half of the batch: sharded by FSDP2, or replicated by DistributedDataParallel."""
+    torch.set_default_dtype(torch.float64)
+    part = slice(2 * rank, 2 * rank + 2)
+    for kind in SHARED:
+        sharded, replica = shard(copy.deepcopy(model)), copy.deepcopy(model)
+        world = torch.distributed.group.WORLD
+        first = kind(layer_groups(sharded), lr=ETA).attach(sharded)
+        second = kind(layer_groups(replica), lr=ETA, process_group=world).attach(replica)
+        for m, optimizer in ((sharded, first), (nn.parallel.DistributedDataParallel(replica), second)):
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss(m, x[part], y[part]).backward()
+                optimizer.step()
+        for a, b, c in zip(sharded.parameters(), replica.parameters(), wanted[kind], strict=True):
+            torch.testing.assert_close(a.full_tensor(), c, rtol=1e-7, atol=1e-9)  # pyright: ignore
+            torch.testing.assert_close(b.detach(), c, rtol=1e-7, atol=1e-9)
+        lonely = copy.deepcopy(model)
+        alone = kind(layer_groups(lonely), lr=ETA).attach(lonely)
+        loss(lonely, x, y).backward()
+        with pytest.raises(InputError, match="process_group=None is not possible"):
+            alone.step()
+
+
+def test_two_processes_with_half_the_rows_each_are_one_with_all(tmp_path) -> None:
+    model, x, y, wanted = mlp(), torch.randn(4, 8), torch.randn(4, 8), {}
+    for kind in SHARED:
+        whole = copy.deepcopy(model)
+        optimizer = kind(layer_groups(whole), lr=ETA).attach(whole)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(whole, x, y).backward()
+            optimizer.step()
+        wanted[kind] = [p.detach() for p in whole.parameters()]
+    both(halves, tmp_path, model, x, y, wanted)

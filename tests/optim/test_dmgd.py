@@ -43,6 +43,7 @@ def path(grads: list[Tensor], **settings) -> tuple[list[Tensor], DMGD]:
 LINEAR = {"layers": 1, "objective": DotProduct(), "normalize": False, "output": None, "rms": None, "inner_lr": 1.0}
 
 
+@pytest.mark.paper("Eq. 50")
 def test_a_linear_memory_of_the_dot_product_holds_the_momentum_buffer() -> None:
     """Its state is SGD's buffer, and read at the identity it gives SGD's steps: `W - lr m`."""
     grads = gradients(6)
@@ -57,6 +58,7 @@ def test_a_linear_memory_of_the_dot_product_holds_the_momentum_buffer() -> None:
     torch.testing.assert_close(state["layer0"], sgd.state[weight]["momentum_buffer"])
 
 
+@pytest.mark.paper("Eq. 50")
 def test_the_letter_reads_a_linear_memory_at_the_gradient_and_is_no_momentum() -> None:
     """Eq. 50's `m(u)` with the dot product: the gradient times an average of `G^T G`, for values `v = u`."""
     grads = gradients(5)
@@ -70,6 +72,7 @@ def test_the_letter_reads_a_linear_memory_at_the_gradient_and_is_no_momentum() -
     assert not torch.allclose(found[-1], momentum[-1])
 
 
+@pytest.mark.paper("Eq. 50")
 def test_one_deep_step_is_the_gradient_of_its_objective() -> None:
     """Autograd's gradient of the inner loss, the decay to the start, and the reading, written out."""
     first, second = gradients(2)

@@ -81,6 +81,7 @@ def test_a_scaled_loss_unscaled_before_the_step_is_seen_unscaled() -> None:
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.paper("Eq. 60")
 def test_a_corrected_answer_is_the_implicit_step_and_forgets_nothing() -> None:
     """`W - eta G (I + eta X^T X / n)^-1`: where the gradient is zero nothing moves."""
     layer = nn.Linear(8, 8, bias=False)
@@ -101,6 +102,7 @@ def test_a_corrected_answer_is_the_implicit_step_and_forgets_nothing() -> None:
     torch.testing.assert_close(layer.weight.detach(), before)
 
 
+@pytest.mark.paper("Definition 5", "Eq. 59")
 @pytest.mark.parametrize("objective", [DotProduct(), L2(), Huber(0.3), Lp(3.0, 0.1), Lp(1.5, 0.1)])
 @pytest.mark.parametrize("retention", [Near(), Near(2), Near(1, Lp(4.0, 0.5)), Near(2, Huber(1.0))])
 def test_every_combination_is_solved(objective, retention) -> None:

@@ -126,7 +126,7 @@ class LayerOptimizer(MatrixOptimizer):
             own = [weight] if rows.bias is None else [weight, rows.bias]
             grad = _beside([whole(torch.zeros_like(p) if p.grad is None else p.grad) for p in own])
             add = self._sum_over(weight)
-            seen = rows.weight.new_full((), rows.count, dtype=torch.float64)
+            seen = torch.tensor(rows.count, device=grad.device)
             count = group["rows"] or float(seen if add is None else add(seen))
             layer = Layer(_beside([whole(p) for p in own]), -grad if group["maximize"] else grad, rows, count, add)
             state = self.state[weight]
