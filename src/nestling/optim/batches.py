@@ -41,7 +41,7 @@ class Batch:
         stacked = torch.stack(gradients) if len(gradients) > 1 else gradients[0].unsqueeze(0)
         self._placements = getattr(stacked, "placements", None)
         batch = whole(stacked)
-        matrices = batch.reshape(len(batch), 1, -1) if stacked.ndim < 3 else batch.flatten(2)
+        matrices = batch.reshape(len(batch), 1, stacked[0].numel()) if stacked.ndim < 3 else batch.flatten(2)
         return matrices.to(torch.promote_types(matrices.dtype, torch.float32))
 
     @bookkeeping

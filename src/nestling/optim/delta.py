@@ -27,10 +27,11 @@ def delta_momentum(grad: Tensor, momentum: Tensor, alpha: float, c: float, xi_ma
     # In units of the largest entry, for the sake of the fourth powers; then L is at least 1 unless G is 0.
     unit = grad.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(grad.dtype).tiny)
     g = grad / unit
-    gram = g @ g.mT if g.shape[-2] <= g.shape[-1] else g.mT @ g
+    tall = g.shape[-2] >= g.shape[-1]
+    gram = g.mT @ g if tall else g @ g.mT
     bound = (gram @ gram).square().sum((-2, -1), keepdim=True).pow(0.25).clamp(min=1)
-    erased = momentum @ g.mT @ (g * torch.minimum(xi_max * unit * unit, c / bound))
-    momentum.mul_(alpha).sub_(erased)
+    held = momentum @ gram if tall else momentum @ g.mT @ g
+    momentum.mul_(alpha).sub_(held.mul_(torch.minimum(xi_max * unit * unit, c / bound)))
     if write == "gradient":
         return momentum.add_(grad)
     return momentum.addcmul_(g, torch.minimum(xi_max * unit, c / bound / unit))

@@ -4,6 +4,8 @@ RECIPES = {
     "fig4": ("fig4:fig4", "Fig. 4: momentum against delta momentum on a curved valley"),
     "orthogonal": ("orthogonal:orthogonal", "Sec. 4.3: forgetting over orthogonal tasks, by optimizer"),
     "fig11": ("fig11:fig11", "Fig. 11: a small ViT on digits, by optimizer"),
+    "fig12": ("optimizer_speed:fig12", "Fig. 12: step times on matrices of our models, by optimizer"),
+    "fig12-paper": ("optimizer_speed:fig12_paper", "the same with the paper's sizes, 140M and 1.3B"),
     "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
