@@ -109,19 +109,19 @@ def test_a_slow_block_without_a_signal_has_a_level_of_its_own():
     block = 2 * 2 * 32 * 32
     planned = found(model)
     assert planned[1:] == [
-        [("1/4,096", "weights, every optimizer step", size(model) - block)],
-        [("1/16,384", "weights, every 4 optimizer steps", block)],
+        [("1/4,096", "weights (every optimizer step)", size(model) - block)],
+        [("1/16,384", "weights (every 4 optimizer steps)", block)],
     ]
     system = inspect(model, MultiFrequency(AdamW(param_groups(model))), STEP)
     assert [[one.name for one in level] for level in system.levels][1:] == [
-        ["momentum, every optimizer step", "second moment, every optimizer step"],
-        ["weights, every optimizer step", "waiting gradients"],  # which wait for the others, and these for neither
-        ["momentum, every 4 optimizer steps", "second moment, every 4 optimizer steps"],
-        ["weights, every 4 optimizer steps"],
+        ["momentum (every optimizer step)", "second moment (every optimizer step)"],
+        ["weights (every optimizer step)", "waiting gradients"],  # which wait for the others, and these for neither
+        ["momentum (every 4 optimizer steps)", "second moment (every 4 optimizer steps)"],
+        ["weights (every 4 optimizer steps)"],
     ]
-    fast, slow = (f"weights, every {words}" for words in ("optimizer step", "4 optimizer steps"))
+    fast, slow = (f"weights (every {words})" for words in ("optimizer step", "4 optimizer steps"))
     assert Transfer("backpropagation", fast, slow) in system.transfers
-    assert Transfer("context generation", "waiting gradients", "momentum, every 4 optimizer steps") in system.transfers
+    assert Transfer("context generation", "waiting gradients", "momentum (every 4 optimizer steps)") in system.transfers
 
 
 def test_m3_has_momentums_of_two_frequencies():
@@ -219,8 +219,8 @@ class Memory(nn.Module):
 def test_equal_components_of_several_blocks_are_one_and_others_get_their_own_names():
     model = nn.Sequential(Memory(8), Memory(64), Memory(8))
     assert found(model) == [
-        [("1/8", "memory, every 8 tokens", 32)],
-        [("1/64", "memory, every 64 tokens", 16)],
+        [("1/8", "memory (every 8 tokens)", 32)],
+        [("1/64", "memory (every 64 tokens)", 16)],
         [("1/4,096", "weights", 48)],
     ]
 

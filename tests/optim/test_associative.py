@@ -174,7 +174,7 @@ def test_every_memory_runs_on_the_definition(name: str, monkeypatch: pytest.Monk
         initial = layers = memory.init(grads[0])
         seen = []
         for grad in grads:
-            pairs = memory.pairs(grad, None)
+            pairs = memory.pairs(memory.scaled(grad), None)
             layers = memory.write(layers, initial, pairs, 0.2, 0.9)
             seen.append(memory.update(layers, pairs.keys, IN))
         return seen
@@ -189,8 +189,10 @@ def test_a_gradient_is_one_token_whose_pairs_do_not_see_each_other() -> None:
     """Not a sequence of rows: their order has no effect beyond that of the values."""
     memory = MEMORIES["proximal"]
     grad, order = torch.randn(1, OUT, IN), torch.randperm(OUT)
-    start = memory.write(memory.init(grad), memory.init(grad), memory.pairs(torch.randn_like(grad), None), 0.2, 0.9)
-    pairs = memory.pairs(grad, None)
+    start = memory.write(
+        memory.init(grad), memory.init(grad), memory.pairs(memory.scaled(torch.randn_like(grad)), None), 0.2, 0.9
+    )
+    pairs = memory.pairs(memory.scaled(grad), None)
     shuffled = gradients.Pairs(pairs.keys[:, order], pairs.values[:, order])
     same(list(memory.write(start, start, shuffled, 0.2, 0.9)), list(memory.write(start, start, pairs, 0.2, 0.9)))
 
@@ -223,7 +225,7 @@ def test_a_normalized_memory_stays_bounded_for_any_gradients(structure) -> None:
     cycle = [base, base, -base, rank_one, rank_one, spike, torch.zeros_like(base), 1e-9 * base]
     initial = layers = memory.init(base)
     for step in range(2000):
-        pairs = memory.pairs(cycle[step % len(cycle)], None)
+        pairs = memory.pairs(memory.scaled(cycle[step % len(cycle)]), None)
         layers = memory.write(layers, initial, pairs, 1.0, 0.95)
     assert max(float(layer.abs().max()) for layer in layers) < 100
 

@@ -174,14 +174,16 @@ def test_it_learns(objective) -> None:
 
 # Generalized momentum.
 
+PLAIN = {"normalize": False, "rms": None}
 
-def path(optimizer, steps: int = 5, **settings) -> list[Tensor]:
+
+def path(optimizer, steps: int = 5, scale: float = 1.0, **settings) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     parameters = [nn.Parameter(torch.zeros(4, 3)) for _ in range(2)]
     rule, seen = optimizer(parameters, lr=0.1, **settings), []
     for _ in range(steps):
         for p in parameters:
-            p.grad = torch.randn(4, 3, generator=generator)
+            p.grad = scale * torch.randn(4, 3, generator=generator)
         rule.step()
         seen.append(torch.stack([p.detach().clone() for p in parameters]))
     return seen
@@ -193,7 +195,7 @@ def same(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-9) -
 
 
 def test_generalized_momentum_with_the_dot_product_is_momentum() -> None:
-    same(path(GM, objective=DotProduct()), path(torch.optim.SGD, momentum=0.9), 1e-7)
+    same(path(GM, **PLAIN, objective=DotProduct()), path(torch.optim.SGD, momentum=0.9), 1e-7)
 
 
 @pytest.mark.parametrize("eta", [0.5, 100.0])
@@ -207,16 +209,24 @@ def test_generalized_momentum_with_l2_is_implicit_delta_momentum(eta: float) -> 
             memories[i] = torch.linalg.solve(torch.eye(3) + eta * g.mT @ g, (0.9 * memories[i] + eta * g).mT).mT
             weights[i] = weights[i] - 0.1 * memories[i]
         seen.append(torch.stack(weights))
-    same(path(GM, inner_lr=eta), seen)
+    same(path(GM, **PLAIN, inner_lr=eta), seen)
 
 
 def test_generalized_momentum_with_a_window_and_a_preconditioner() -> None:
-    found = path(GM, objective=DotProduct(), retention=Near(2), value=Whitening(), rms=0.2)
+    found = path(GM, objective=DotProduct(), retention=Near(2), value=Whitening())
     assert all(x.isfinite().all() for x in found)
     torch.testing.assert_close((found[3] - found[2]).square().mean((-2, -1)).sqrt(), torch.full((2,), 0.02))
-    averaged, plain = path(GM, objective=DotProduct(), retention=Near(2)), path(GM, objective=DotProduct())
+    averaged, plain = (
+        path(GM, **PLAIN, objective=DotProduct(), retention=Near(2)),
+        path(GM, **PLAIN, objective=DotProduct()),
+    )
     torch.testing.assert_close(averaged[0], plain[0])
     assert not torch.allclose(averaged[1], plain[1])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_generalized_momentum_does_not_see_the_gradients_scale(scale: float) -> None:
+    same(path(GM, scale=scale), path(GM))
 
 
 @pytest.mark.parametrize(

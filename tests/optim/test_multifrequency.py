@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from exact import same
 from nestling.errors import InputError
-from nestling.optim import M3, MultiFrequency, Muon, param_groups
+from nestling.optim import DGD, M3, MultiFrequency, Muon, param_groups
 from optim.sharded import WORLD, both, shard
 
 STEPS = 13
@@ -344,6 +344,13 @@ def test_a_period_that_is_none_is_refused(period):
     with pytest.raises(InputError, match=sentence):
         optimizer.add_param_group({"params": list(model[1].parameters()), "period": period})
     assert len(optimizer.param_groups) == len(optimizer.optimizer.param_groups) == 1
+
+
+def test_an_optimizer_that_looks_at_inputs_is_not_slowed_down():
+    model = nn.Linear(8, 8)
+    assert MultiFrequency(DGD(model)).param_groups[0]["period"] == 1
+    with pytest.raises(InputError, match="period: 3 is not allowed with DGD"):
+        MultiFrequency(DGD(model), period=3)
 
 
 def test_a_reduction_that_is_none_is_refused():

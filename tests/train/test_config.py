@@ -66,7 +66,7 @@ def test_the_schedule_warms_up_and_ends_at_the_floor():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_has_a_learning_rate_of_its_own_which_an_argument_replaces(name):
     own = TrainConfig(optimizer=name, warmup_steps=0)
-    assert learning_rate(own, 0) == peak(own) == OPTIMIZERS[name][1]
+    assert learning_rate(own, 0) == peak(own) == OPTIMIZERS[name].rate
     assert learning_rate(dataclasses.replace(own, learning_rate=0.5), 0) == 0.5
 
 

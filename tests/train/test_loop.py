@@ -160,7 +160,7 @@ def test_an_interrupted_run_with_slow_blocks_continues_bit_for_bit(config, tmp_p
 def test_the_run_says_what_it_used(config, tmp_path):
     train(dataclasses.replace(config, optimizer="muon", steps=1), tmp_path / "run")
     resolved = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
-    assert (resolved["optimizer"], resolved["learning_rate"]) == ("muon", OPTIMIZERS["muon"][1])
+    assert (resolved["optimizer"], resolved["learning_rate"]) == ("muon", OPTIMIZERS["muon"].rate)
     with pytest.raises(InputError, match="another optimizer"):
         train(
             dataclasses.replace(config, optimizer="m3", learning_rate=resolved["learning_rate"], steps=1),

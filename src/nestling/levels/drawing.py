@@ -186,9 +186,10 @@ def _row(row: _Row, frame: _Frame, period: float) -> str:
     size, y = _count(one.parameters), row.top + 14 if frame.narrow else row.middle + 4.5
     edge = frame.right if frame.narrow else frame.left - 16
     room = edge - 22
-    if _text_width(one.name) > room - 7 * len(size) - 8:
+    shown = one.name.replace(f" ({one.every})", "").replace(f", {one.every})", ")")  # the lane's head says how often
+    if _text_width(shown) > room - 7 * len(size) - 8:
         size = "" if frame.narrow else size
-    name = escape(_shortened(one.name, room - 7 * len(size) - 8 * bool(size)))
+    name = escape(_shortened(shown, room - 7 * len(size) - 8 * bool(size)))
     about = f"{one.name}: {one.every}; {one.parameters:,} numbers; " + "; ".join(
         f"{word}: {said}"
         for word, said in (("context", one.context), ("objective", one.objective), ("rule", one.rule))

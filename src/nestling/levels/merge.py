@@ -109,8 +109,8 @@ def _names(keys: Sequence[tuple[str, Component]]) -> dict[tuple[str, Component],
     styles: list[Callable[[int, str, Component], str]] = [
         lambda i, label, one: one.name,
         lambda i, label, one: f"{one.name} ({label})" if label else one.name,
-        lambda i, label, one: f"{one.name}, {one.every}",
-        lambda i, label, one: f"{one.name} ({label}), {one.every}",
+        lambda i, label, one: f"{one.name} ({one.every})",
+        lambda i, label, one: f"{one.name} ({label}, {one.every})",
         lambda i, label, one: f"{one.name} {i + 1}",
     ]
     found = {}

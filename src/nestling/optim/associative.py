@@ -117,11 +117,11 @@ class AssociativeMomentum(MatrixOptimizer):
         if self.memory.retention.anchor == "initial":
             state |= {f"anchor{i}": layer.clone() for i, layer in enumerate(layers)}
         if self.memory.value is not None:
-            state["value"] = self.memory.value.init(grad)
+            state["value"] = self.memory.value.init(self.memory.scaled(grad))
         return state
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
-        precondition = None
+        grad, precondition = self.memory.scaled(grad), None
         if self.memory.value is not None:
             precondition, state["value"] = self.memory.value(grad, state["value"])
         pairs = self.memory.pairs(grad, precondition)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nestling.optim.base import Shared
+from nestling.optim.compiling import outer
 from nestling.optim.layerwise import Layer, LayerOptimizer, positive
 
 
@@ -67,8 +68,11 @@ class DGD(LayerOptimizer):
     ):
         super().__init__(params, {"rows": rows}, lr, weight_decay, process_group, **shared)
 
+    @outer
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         eta = float(group["lr"])
+        if eta == 0:
+            return layer.weight
         weight = layer.weight * (1 - eta * group["weight_decay"])
         if layer.add is None and not layer.rows.folded:
             return delta_gradient(weight, layer.grad, layer.rows.x, eta, layer.count)

@@ -18,7 +18,8 @@ from torch import Tensor
 from nestling.errors import InputError
 from nestling.memory.objective import L2, Objective
 from nestling.optim.base import MatrixOptimizer, Shared, require
-from nestling.optim.gradients import Value
+from nestling.optim.compiling import bookkeeping, outer
+from nestling.optim.gradients import Value, unit_rms
 from nestling.optim.layerwise import Layer, LayerOptimizer, positive
 from nestling.optim.transform import to_rms
 
@@ -70,7 +71,7 @@ class Near:
         return self.distance.loss(weight.expand_as(past), past).sum() / len(past)
 
 
-@torch.compiler.disable
+@bookkeeping
 def argmin(
     fit: Callable[[Tensor], Tensor],
     keep: Callable[[Tensor], Tensor],
@@ -182,6 +183,7 @@ class GGD(LayerOptimizer):
         super().check(group)
         require(group["inner_steps"] > 0, "inner_steps", group["inner_steps"], "a number above 0")
 
+    @outer
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         eta, x, n = float(group["lr"]), layer.rows.x, layer.count
         weight = layer.weight * (1 - eta * group["weight_decay"])
@@ -192,7 +194,7 @@ class GGD(LayerOptimizer):
             return self.objective.loss(x @ w.mT, u).sum() / n
 
         keep, gram = partial(self.retention, past=past), layer.gram() / n
-        return argmin(fit, keep, weight, gram, eta, group["inner_steps"], layer.add)  # pyright: ignore
+        return argmin(fit, keep, weight, gram, eta, group["inner_steps"], layer.add)
 
     @staticmethod
     def _scaled(layer: Layer) -> Tensor:
@@ -225,7 +227,8 @@ class GM(MatrixOptimizer):
         retention: a convex `Penalty`.
         value: the preconditioner P; None for the identity.
         inner_steps: most iterations of the inner solver, for each matrix.
-        rms: scale each matrix's step to this root mean square; None for as it is.
+        normalize: divide gradients by their Frobenius norm, so that their scale has no effect.
+        rms: scale each matrix's step to this root mean square (0.2 is AdamW's); None for as it is.
         weight_decay: decoupled weight decay.
         shared: settings of all optimizers here, see `Shared`.
 
@@ -236,18 +239,20 @@ class GM(MatrixOptimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-2,
+        lr: float = 0.02,
         decay: float = 0.9,
         inner_lr: float = 1.0,
         objective: Objective | None = None,
         retention: Penalty | None = None,
         value: Value | None = None,
         inner_steps: int = 20,
-        rms: float | None = None,
+        normalize: bool = True,
+        rms: float | None = 0.2,
         weight_decay: float = 0.0,
         **shared: Unpack[Shared],
     ):
         self.objective, self.retention, self.value = objective or L2(), retention or Near(), value
+        self.normalize = normalize
         own = {"decay": decay, "inner_lr": inner_lr, "inner_steps": inner_steps, "rms": rms}
         super().__init__(params, own, lr, weight_decay, **shared)
 
@@ -258,19 +263,22 @@ class GM(MatrixOptimizer):
         require(group["rms"] is None or group["rms"] > 0, "rms", group["rms"], "a number above 0, or None")
 
     def init(self, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """`past` (n, c, out, in), the last c memories; `value` of the preconditioner."""
-        state = {"past": grad.new_zeros(len(grad), self.retention.window, *grad.shape[1:])}
-        return state if self.value is None else state | {"value": self.value.init(grad)}
+        """`past` (n, out, c, in), the last c memories; `value` of the preconditioner."""
+        state = {"past": grad.new_zeros(*grad.shape[:2], self.retention.window, grad.shape[2])}
+        return state if self.value is None else state | {"value": self.value.init(self._scaled(grad))}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        grad = self._scaled(grad)
         values = torch.eye(grad.shape[1], dtype=grad.dtype, device=grad.device).expand(len(grad), -1, -1)
         if self.value is not None:
             values, state["value"] = self.value(grad, state["value"])
-        new = torch.stack(
-            [self._next(*each, group) for each in zip(grad, values.mT, group["decay"] * state["past"], strict=True)]
-        )
-        state["past"] = torch.cat([state["past"][:, 1:], new.unsqueeze(1)], 1)
+        past = group["decay"] * state["past"].transpose(1, 2)
+        new = torch.stack([self._next(*each, group) for each in zip(grad, values.mT, past, strict=True)])
+        state["past"] = torch.cat([state["past"][:, :, 1:], new.unsqueeze(2)], 2)
         return new if group["rms"] is None else to_rms(new, group["rms"])
+
+    def _scaled(self, grad: Tensor) -> Tensor:
+        return unit_rms(grad) / grad[0].numel() ** 0.5 if self.normalize else grad
 
     def _next(self, keys: Tensor, values: Tensor, past: Tensor, group: dict[str, Any]) -> Tensor:
         def fit(m: Tensor) -> Tensor:
@@ -278,10 +286,10 @@ class GM(MatrixOptimizer):
 
         gram, eta = keys.mT @ keys, float(group["inner_lr"])
         keep = partial(self.retention, past=past)
-        return argmin(fit, keep, past[-1], gram, eta, group["inner_steps"])  # pyright: ignore[reportCallIssue]
+        return argmin(fit, keep, past[-1], gram, eta, group["inner_steps"])
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("objective", "retention", "value")}
+        own = {name: getattr(self, name) for name in ("objective", "retention", "value", "normalize")}
         return super().__getstate__() | own
 
 

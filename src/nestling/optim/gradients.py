@@ -152,10 +152,12 @@ class GradientMemory:
             layers.append(layer.mul_(self.gain).to(grad.device))
         return tuple(layer.expand(grad.shape[0], *layer.shape) for layer in layers)
 
+    def scaled(self, grad: Tensor) -> Tensor:
+        """The gradient as the memory sees it."""
+        return unit_rms(grad) if self.normalize else grad
+
     def pairs(self, grad: Tensor, precondition: Tensor | None) -> Pairs:
-        """What the rows of gradients (n, out, in) are keys to."""
-        if self.normalize:
-            grad = grad / grad.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-30)
+        """What the rows of gradients (n, out, in), as `scaled` gives them, are keys to."""
         keys = self.feature(grad)
         if self.read == "gradient":
             return Pairs(keys, grad if precondition is None else precondition @ grad)
@@ -208,3 +210,9 @@ class GradientMemory:
 
     def _channels(self, layer: Tensor) -> tuple[int, ...]:
         return (layer.shape[-1],) if self.retention.per_channel else ()
+
+
+def unit_rms(grad: Tensor) -> Tensor:
+    """Each matrix divided by its root mean square, whatever its size; zeros stay zeros."""
+    grad = grad / grad.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
+    return grad / grad.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(grad.dtype).tiny)

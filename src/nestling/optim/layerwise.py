@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nestling.errors import InputError
 from nestling.optim.base import MatrixOptimizer, Shared, require, takes_matrix_rule
+from nestling.optim.compiling import bookkeeping, outer
 from nestling.optim.groups import ParamGroups, param_groups
 from nestling.optim.inputs import Inputs, Rows, is_linear
 from nestling.optim.sharding import is_sharded, local
@@ -103,27 +104,27 @@ class LayerOptimizer(MatrixOptimizer):
         if "inputs" not in self.__dict__:
             self.inputs = Inputs(self.deltas)
 
+    @bookkeeping
     def _check_gradients(self) -> None:
         super()._check_gradients()
         watched = self.inputs.parameters()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if takes_matrix_rule(parameter, group) and (parameter.grad is None) == (parameter in watched):
-                    have, lack = (
-                        ("an input", "gradient") if parameter in watched else ("a gradient", "input of its layer")
-                    )
+                if parameter.grad is not None and takes_matrix_rule(parameter, group) and parameter not in watched:
                     raise InputError(
-                        f"parameter {self.name_of(parameter)} has {have} but no {lack}: attach(model) before the "
-                        "forward and after freezing, and call the layer as a module; or give it rule='adamw'."
+                        f"parameter {self.name_of(parameter)} has a gradient but no input of its layer was seen: "
+                        "attach(model) before the forward and after freezing, and call the layer as a module; or give "
+                        "it rule='adamw'."
                     )
 
+    @outer
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for weight in params:
             rows = self.inputs.of(weight)
             if rows is None:
                 continue  # A bias: it moves with its weight.
             own = [weight] if rows.bias is None else [weight, rows.bias]
-            grad = _beside([whole(p.grad) for p in own])
+            grad = _beside([whole(torch.zeros_like(p) if p.grad is None else p.grad) for p in own])
             add = self._sum_over(weight)
             seen = rows.weight.new_full((), rows.count, dtype=torch.float64)
             count = group["rows"] or float(seen if add is None else add(seen))
@@ -131,7 +132,7 @@ class LayerOptimizer(MatrixOptimizer):
             state = self.state[weight]
             state.setdefault("step", torch.zeros((), device="cpu")).add_(1)
             new = self.solve(layer, state, group)
-            for parameter, part in zip(own, (new[:, : weight[:1].numel()], new[:, -1]), strict=False):
+            for parameter, part in zip(own, (new[:, : new.shape[1] - len(own) + 1], new[:, -1]), strict=False):
                 _write(parameter, part)
 
     def _sum_over(self, weight: Any) -> Callable[[Tensor], Tensor] | None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from nestling.errors import InputError
 from nestling.levels.clock import due
 from nestling.optim.base import MatrixOptimizer
+from nestling.optim.layerwise import LayerOptimizer
 
 REDUCTIONS = ("sum", "mean")
 _KEY = "accumulated"
@@ -63,7 +64,7 @@ class MultiFrequency(Optimizer):
         for group in inner.param_groups:
             for name in ("period", "reduction"):
                 group.setdefault(name, inner.defaults[name])
-            _check(group)
+            self._check(group)
         self.__setstate__({"defaults": inner.defaults, "state": inner.state, "param_groups": inner.param_groups})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class MultiFrequency(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it joins the clock where it is."""
-        _check(self.defaults | param_group)
+        self._check(self.defaults | param_group)
         self.optimizer.add_param_group(param_group)
         self._share()
 
@@ -180,11 +181,18 @@ class MultiFrequency(Optimizer):
         """In the order in which a state dict counts them."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-
-def _check(group: dict[str, Any]) -> None:
-    """Raise InputError for a period or a reduction that is not allowed."""
-    period, reduction = group["period"], group["reduction"]
-    if not isinstance(period, int) or isinstance(period, bool) or period < 1:
-        raise InputError(f"period: {period!r} of a parameter group is not allowed; give a number of steps, 1 or more")
-    if reduction not in REDUCTIONS:
-        raise InputError(f"reduction: {reduction!r} is not allowed; give one of {', '.join(REDUCTIONS)}")
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise InputError for a period or a reduction that is not allowed."""
+        period, reduction = group["period"], group["reduction"]
+        if not isinstance(period, int) or isinstance(period, bool) or period < 1:
+            raise InputError(
+                f"period: {period!r} of a parameter group is not allowed; give a number of steps, 1 or more"
+            )
+        if period > 1 and isinstance(self.optimizer, LayerOptimizer):
+            kind = type(self.optimizer).__name__
+            raise InputError(
+                f"period: {period} is not allowed with {kind}, which needs the inputs of all gradients; give 1, and "
+                "let several backward passes come before each step and zero_grad"
+            )
+        if reduction not in REDUCTIONS:
+            raise InputError(f"reduction: {reduction!r} is not allowed; give one of {', '.join(REDUCTIONS)}")

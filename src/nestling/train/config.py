@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -28,15 +28,23 @@ def parse_fields(items: list[str]) -> dict[str, Any]:
     return fields
 
 
-OPTIMIZERS: dict[str, tuple[str, float]] = {
-    "adamw": ("AdamW", 2e-3),
-    "muon": ("Muon", 2e-3),
-    "adamuon": ("AdaMuon", 2e-3),
-    "m3": ("M3", 2e-3),
-    "delta-momentum": ("DeltaMomentum", 2e-3),
-    "dmgd": ("DMGD", 2e-2),
+class Choice(NamedTuple):
+    """An optimizer: its class in nestling.optim (AdamW is torch's), its learning rate where none is given, and the rate
+    of the parameters that it leaves to AdamW, relative to its own."""
+
+    kind: str
+    rate: float
+    adamw_lr_ratio: float = 1.0
+
+
+OPTIMIZERS = {
+    "adamw": Choice("AdamW", 2e-3),
+    "muon": Choice("Muon", 1.6e-2),
+    "adamuon": Choice("AdaMuon", 3.2e-2),
+    "m3": Choice("M3", 1.6e-2),
+    "delta-momentum": Choice("DeltaMomentum", 1.6e-2),
+    "dmgd": Choice("DMGD", 2e-2),
 }
-"""Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 
 
 Fields = Annotated[
@@ -72,13 +80,14 @@ class TrainConfig:
     sequence_length: int = 256
     """Tokens a sequence."""
     optimizer: Annotated[
-        str, tyro.conf.arg(help="Of matrices; vectors and embeddings have AdamW. One of " + ", ".join(OPTIMIZERS) + ".")
+        str,
+        tyro.conf.arg(help="Vectors and embeddings always have AdamW. One of " + ", ".join(OPTIMIZERS) + "."),
     ] = "adamw"
     learning_rate: Annotated[
         float | None,
         tyro.conf.arg(
             help="Peak of the schedule. None takes the optimizer's own: "
-            + ", ".join(f"{name} {rate:g}" for name, (_, rate) in OPTIMIZERS.items())
+            + ", ".join(f"{name} {choice.rate:g}" for name, choice in OPTIMIZERS.items())
             + "."
         ),
     ] = None
@@ -175,7 +184,7 @@ def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
 
 def peak(config: TrainConfig) -> float:
     """The highest learning rate: the one given, or the optimizer's own."""
-    return OPTIMIZERS[config.optimizer][1] if config.learning_rate is None else config.learning_rate
+    return OPTIMIZERS[config.optimizer].rate if config.learning_rate is None else config.learning_rate
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

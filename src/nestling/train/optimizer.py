@@ -39,13 +39,14 @@ def build(model: nn.Module, config: TrainConfig) -> Optimizer:
 
     Where the model asks for it (`nestling.levels.step_periods`), parameters are stepped every so many steps only.
     """
-    kind, rate = OPTIMIZERS[config.optimizer][0], peak(config)
+    rate, choice = peak(config), OPTIMIZERS[config.optimizer]
     if config.optimizer == "adamw":
         groups = decay_groups(model, config.weight_decay)
         optimizer: Optimizer = torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
     else:
-        shared = {"weight_decay": config.weight_decay, "adamw_betas": config.betas}
-        optimizer = getattr(optim, kind)(optim.param_groups(model), lr=rate, check_finite=False, **shared)
+        kind = getattr(optim, choice.kind)
+        shared = {"weight_decay": config.weight_decay, "adamw_betas": config.betas, "check_finite": False}
+        optimizer = kind(optim.param_groups(model), lr=rate, adamw_lr_ratio=choice.adamw_lr_ratio, **shared)
     slow = any(group.get("period", 1) > 1 for group in optimizer.param_groups)
     return optim.MultiFrequency(optimizer) if slow else optimizer
 
