@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from nestling.optim.base import Shared
+from nestling.optim.base import Shared, require
 from nestling.optim.compiling import outer
 from nestling.optim.layerwise import Layer, LayerOptimizer, positive
+
+VALUES = ("surprise", "corrected")
 
 
 def delta_gradient(weight: Tensor, grad: Tensor, x: Tensor, eta: float, count: float) -> Tensor:
@@ -42,12 +44,14 @@ class DGD(LayerOptimizer):
     accumulation, checkpointing, GradScaler and gradient clipping are all right; a layer must be called as a module.
 
     Example:
-        >>> optimizer = DGD(model, lr=0.1)
-        >>> optimizer = DGD(layer_groups(model), lr=0.1).attach(model)
+        >>> optimizer = DGD(model, lr=0.1, adamw_lr_ratio=0.03)
+        >>> optimizer = DGD(layer_groups(model, {"*.gate.*": "adamw"}), lr=0.1).attach(model)
 
     Args:
         params: a model, or parameters or groups and then `attach(model)`; see `LayerOptimizer`.
-        lr: step size eta.
+        lr: step size eta, in the units of gradient descent; `adamw_lr_ratio` brings it to AdamW's for everything else.
+        value: what a layer is fitted to: "surprise", u_i as above; "corrected", `u_i = W x_i - n dL/dy_i`, what it
+            answers, corrected: `W - lr G (I + lr X^T X / n)^-1`, which forgets nothing and trains better.
         weight_decay: decoupled weight decay, per unit of `lr`, before the step.
         rows: n, where it is not the number of rows that a layer saw: with masked tokens, or a pooled sequence.
         process_group: under DistributedDataParallel, the processes that the gradient is averaged over.
@@ -61,12 +65,17 @@ class DGD(LayerOptimizer):
         self,
         params: Any,
         lr: float = 0.1,
+        value: Literal["surprise", "corrected"] = "surprise",
         weight_decay: float = 0.0,
         rows: float | None = None,
         process_group: Any = None,
         **shared: Unpack[Shared],
     ):
-        super().__init__(params, {"rows": rows}, lr, weight_decay, process_group, **shared)
+        super().__init__(params, {"rows": rows, "value": value}, lr, weight_decay, process_group, **shared)
+
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        require(group["value"] in VALUES, "value", group["value"], f"one of {', '.join(VALUES)}")
 
     @outer
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -74,6 +83,7 @@ class DGD(LayerOptimizer):
         if eta == 0:
             return layer.weight
         weight = layer.weight * (1 - eta * group["weight_decay"])
+        kept = weight if group["value"] == "corrected" else torch.zeros_like(weight)
         if layer.add is None and not layer.rows.folded:
-            return delta_gradient(weight, layer.grad, layer.rows.x, eta, layer.count)
-        return delta_gradient_of_gram(weight, layer.grad, layer.gram(), eta, layer.count)
+            return kept + delta_gradient(weight - kept, layer.grad, layer.rows.x, eta, layer.count)
+        return kept + delta_gradient_of_gram(weight - kept, layer.grad, layer.gram(), eta, layer.count)

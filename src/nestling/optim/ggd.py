@@ -143,7 +143,7 @@ class GGD(LayerOptimizer):
     give `.grad`, which lets clipping and GradScaler act.
 
     Example:
-        >>> optimizer = GGD(model, lr=0.1, objective=Huber(0.5), retention=Near(window=2))
+        >>> optimizer = GGD(model, lr=0.1, objective=Huber(0.5), retention=Near(window=2), adamw_lr_ratio=0.03)
 
     Args:
         params: a model, or parameters or groups and then `attach(model)`; see `LayerOptimizer`.
@@ -188,7 +188,7 @@ class GGD(LayerOptimizer):
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         eta, x, n = float(group["lr"]), layer.rows.x, layer.count
         weight = layer.weight * (1 - eta * group["weight_decay"])
-        u = self.value(x @ layer.weight.mT, n * self._scaled(layer))
+        u = self.value(x @ weight.mT, n * self._scaled(layer))
         past = remember(state, "past", weight, self.retention.window)
 
         def fit(w: Tensor) -> Tensor:
