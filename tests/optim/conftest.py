@@ -9,6 +9,15 @@ from optim.tables import OPTIMIZERS
 SHAPES = ((4, 6), (4, 6), (6, 3), (1, 5), (3, 2, 2, 2), (5,), ())
 
 
+@pytest.fixture
+def double():
+    """Everything in float64, from seed 0."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(params=list(OPTIMIZERS))
 def name(request):
     """An optimizer of the table."""

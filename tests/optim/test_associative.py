@@ -27,12 +27,7 @@ from nestling.optim.orthogonal import newton_schulz
 OUT, IN, STEPS = 4, 3, 6
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def path(optimizer, count: int = 2, steps: int = STEPS, **settings) -> list[Tensor]:

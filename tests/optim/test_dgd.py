@@ -19,12 +19,7 @@ ETA = 0.3
 SHARED = (DGD, GGD)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def mlp(bias: bool = True) -> nn.Sequential:

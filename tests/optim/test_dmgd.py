@@ -16,12 +16,7 @@ OUT, IN = 5, 4
 SIGMA = partial(newton_schulz, dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def gradients(steps: int, scale: float = 1.0) -> list[Tensor]:

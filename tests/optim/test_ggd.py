@@ -17,12 +17,7 @@ from nestling.optim.layerwise import layer_groups
 ETA = 0.3
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def mlp() -> nn.Sequential:

@@ -6,13 +6,7 @@ import torch
 from nestling.optim.orthogonal import cubic, newton_schulz, proximal
 from nestling.optim.transform import rms, to_rms
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def with_singular_values(values, rows=5, columns=7):

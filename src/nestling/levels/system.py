@@ -2,8 +2,8 @@
 
 Definition 2: the frequency f of a component is its number of updates per unit of time, here per token. A is faster than
 B, A > B, if f_A > f_B, or if f_A = f_B and the computation of B's state at a moment requires that of A's. Components of
-which neither is faster are of equal frequency and independent. Sorting gives the levels (Definition 3): "the higher the
-level is, the lower its frequency".
+which neither is faster are of equal frequency and independent. Sorting gives the levels, the fastest lowest
+(Definition 3).
 """
 
 import dataclasses

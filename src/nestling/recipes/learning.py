@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 CORPUS, LENGTH, STEPS, BATCH = "python", 256, 120, 8
 MODED_STEPS, MODED_RATES, MODED_RATE = 900, (1e-3, 2e-3, 4e-3), 1e-3
-"""Steps, the sweep, and the best of it for every set of memories."""
+"""Steps, the sweep of rates, and the rate that all seeds run at."""
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 2e-3}
