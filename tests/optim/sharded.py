@@ -21,6 +21,7 @@ def _entry(rank: int, folder: str, worker: Callable, arguments: tuple) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     try:
         worker(rank, *arguments)
+        torch.distributed.barrier()  # nobody leaves while another still reads what it sent
     finally:
         torch.distributed.destroy_process_group()
 
