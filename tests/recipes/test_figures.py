@@ -138,9 +138,10 @@ def test_what_matters_most_comes_first():
 
 
 def test_learning(drawn, monkeypatch):
-    monkeypatch.setattr(learning, "UPDATED", {"mem": ["mem"]})
+    monkeypatch.setattr(learning, "UPDATED", (("mem", ["mem"]),))
     monkeypatch.setattr(learning, "SEEDS", (0,))
     monkeypatch.setattr(learning, "MODED_STEPS", 2)
     rows, _ = drawn(learning.moded)
-    assert {row["name"] for row in rows} == {"enable: mem", "control: mem"}
+    modes = {f"{mode}: mem" for mode in ("enable", "control", "shift-value", "shift-key")}
+    assert {row["name"] for row in rows} == modes | {f"enable: mem, {name}" for name in learning.MODED_VARIANTS}
     assert all(0 <= row["accuracy"] <= 1 for row in rows)

@@ -58,11 +58,31 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hope-attention": ("hope-attention", {}),
 }
 
-UPDATED: dict[str, list[str]] = {
-    "mem": ["mem"],
-    "eta, mem": ["eta", "mem"],
-    "k, v, mem": ["v", "k", "mem"],
-    "all": ["v", "k", "eta", "alpha", "mem"],
+UPDATED: tuple[tuple[str, list[str]], ...] = (
+    ("mem", ["mem"]),
+    ("eta, mem", ["eta", "mem"]),
+    ("k, v, mem", ["v", "k", "mem"]),
+    ("all", ["v", "k", "eta", "alpha", "mem"]),
+)
+MODED_SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "chunk_size": 8,
+    "projection_chunk_size": 8,
+    "conv_identity": True,
+}
+MODED_VARIANTS: dict[str, dict[str, Any]] = {
+    "surprise on W1": {"memory_rule": "dgd-surprise"},
+    "surprise on both": {"memory_rule": "dgd-surprise", "memory_hidden_rule": "dgd-surprise"},
+    "GD on both": {"memory_rule": "gd"},
+    "W2 frozen": {"memory_hidden_rule": "frozen"},
+    "anchor zero": {"memory_anchor": "zero"},
+    "boundary reads": {"memory_read": "boundary"},
+    "momentum": {"memory_momentum": True},
+    "chunk 4": {"chunk_size": 4, "projection_chunk_size": 4},
+    "chunk 16": {"chunk_size": 16, "projection_chunk_size": 16},
 }
 
 
@@ -91,16 +111,17 @@ def text_cells() -> Iterator[Cell]:
 
 
 def moded_cells() -> Iterator[Cell]:
-    """Which memories are updated, on the moded store and on its control: a sweep of rates, then three seeds."""
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    shape |= {"chunk_size": 8, "projection_chunk_size": 8, "conv_identity": True}
-    runs = [("enable", rate, 0) for rate in MODED_RATES]
-    runs += [(mode, MODED_RATE, seed) for mode in ("enable", "control") for seed in SEEDS]
-    for mode, rate, seed in dict.fromkeys(runs):
-        for name, updated in UPDATED.items():
-            fields = shape | {"memory_updated": updated}
-            task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": MODED_STEPS}
-            yield Cell("moded", f"{mode}: {name}", "hope", fields, rate, seed, task)
+    """The moded store: which memories are updated, in every mode; then the other choices, content memory only."""
+    runs = [("enable", name, {"memory_updated": updated}, rate, 0) for rate in MODED_RATES for name, updated in UPDATED]
+    for mode in ("enable", "control", "shift-value", "shift-key"):
+        sets = UPDATED if mode in ("enable", "control") else (UPDATED[0], UPDATED[-1])
+        runs += [(mode, n, {"memory_updated": updated}, MODED_RATE, seed) for seed in SEEDS for n, updated in sets]
+    for seed in SEEDS:
+        for name, fields in MODED_VARIANTS.items():
+            runs.append(("enable", f"mem, {name}", {"memory_updated": ["mem"]} | fields, MODED_RATE, seed))
+    for mode, name, fields, rate, seed in {(r[0], r[1], *r[3:]): r for r in runs}.values():
+        task = {"mode": mode, "keys": 4, "values": 4, "length": 64, "steps": MODED_STEPS}
+        yield Cell("moded", f"{mode}: {name}", "hope", MODED_SHAPE | fields, rate, seed, task)
 
 
 def run_text(cell: Cell) -> Row:
