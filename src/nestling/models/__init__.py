@@ -4,7 +4,11 @@
 `nestling.models` registers. `load` opens a saved folder either way.
 """
 
-from nestling.models import hope, hope_attention, transformer_pp  # noqa: F401  (one name a model)
+from nestling.models import (  # noqa: F401  (one name a model)
+    hope,
+    hope_attention,
+    transformer_pp,
+)
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.cache import MemoryCache
 from nestling.models.config import NestlingConfig

@@ -57,8 +57,8 @@ def register(name: str) -> Callable[[type[NestlingConfig]], type[NestlingConfig]
 
 
 def names() -> list[str]:
-    """The names that `create` knows."""
-    return list(_CONFIGS)
+    """The names that `create` knows, in alphabetical order."""
+    return sorted(_CONFIGS)
 
 
 def choice(kind: str, value: str, allowed: Iterable[str]) -> None:
