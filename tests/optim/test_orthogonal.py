@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nestling.optim import orthogonal
 from nestling.optim.orthogonal import cubic, newton_schulz, proximal
 from nestling.optim.transform import rms, to_rms
 
@@ -96,3 +97,11 @@ def test_scaling_to_a_root_mean_square():
     x = torch.randn(3, 4, 5) * torch.tensor([1e-9, 1.0, 1e9]).view(3, 1, 1)
     torch.testing.assert_close(rms(to_rms(x, 0.2)), torch.full((3, 1, 1), 0.2))
     assert not to_rms(torch.zeros(2, 3), 0.2).any()
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (7, 20), (3, 10, 13)])
+def test_symmetric_products_by_blocks_change_nothing(shape, monkeypatch):
+    x = torch.randn(shape, dtype=torch.float64)
+    whole = newton_schulz(x, dtype=torch.float64)
+    monkeypatch.setitem(orthogonal.LEAF, "cpu", 2)
+    torch.testing.assert_close(newton_schulz(x, dtype=torch.float64), whole, rtol=0, atol=1e-12)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nestling.optim.compiling import bookkeeping
 from nestling.optim.sharding import by_rows, is_sharded, local, shards, whole
 
-LARGEST = {"cpu": 2**20}
+LARGEST = {"cpu": 2**19}
 ELSEWHERE = 2**24
 """Numbers in a batch at most, by device: enough to fill it. A CPU is full sooner, and large scratch memory is slow."""
 

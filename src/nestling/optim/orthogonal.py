@@ -9,6 +9,9 @@ from torch import Tensor
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's polynomial: the steepest slope at 0, at the price of not ending at 1."""
 
+LEAF = {"cpu": 512}
+"""Rows up to which a symmetric product is one product, by device; elsewhere it always is."""
+
 
 def newton_schulz(
     x: Tensor,
@@ -35,15 +38,36 @@ def newton_schulz(
     y = (x.mT if tall else x).to(dtype)
     shape = y.shape
     # One matrix goes through the two-dimensional products, which copy less.
-    y, addmm = (y.view(shape[-2:]), torch.addmm) if shape[:-2].numel() == 1 else (y.flatten(0, -3), torch.baddbmm)
+    y = y.view(shape[-2:]) if shape[:-2].numel() == 1 else y.flatten(0, -3)
     size = y.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     y = y / size if dtype == x.dtype else y.div_(size)
     for _ in range(steps):
-        gram = y @ y.mT
-        polynomial = addmm(gram, gram, gram, beta=b, alpha=c)
-        y = addmm(y, polynomial, y, beta=a)
+        gram = _symmetric(y)
+        polynomial = _symmetric(gram, gram, b, c)
+        y = _added(y, polynomial, y, a)
     y = y.view(shape)
     return y.mT if tall else y
+
+
+def _added(base: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+    """`beta base + alpha left right`."""
+    return (torch.addmm if base.ndim == 2 else torch.baddbmm)(base, left, right, beta=beta, alpha=alpha)
+
+
+def _symmetric(x: Tensor, base: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """`x x^T`, or `beta base + alpha x x^T` for a symmetric base: of a large one only the lower blocks are computed."""
+    rows = x.shape[-2]
+    if rows <= LEAF.get(x.device.type, rows):
+        return x @ x.mT if base is None else _added(base, x, x.mT, beta, alpha)
+    half = rows // 2
+    top, bottom = x[..., :half, :], x[..., half:, :]
+    if base is None:
+        first, corner, last = _symmetric(top), bottom @ top.mT, _symmetric(bottom)
+    else:
+        first = _symmetric(top, base[..., :half, :half], beta, alpha)
+        corner = _added(base[..., half:, :half], bottom, top.mT, beta, alpha)
+        last = _symmetric(bottom, base[..., half:, half:], beta, alpha)
+    return torch.cat((torch.cat((first, corner.mT), -1), torch.cat((corner, last), -1)), -2)
 
 
 def cubic(x: Tensor, steps: int = 1) -> Tensor:
