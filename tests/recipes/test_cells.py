@@ -1,6 +1,8 @@
 """Studies: no run twice, an interrupt costs one run, sweeps go on beyond an edge."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -128,3 +130,20 @@ def test_rows_are_picked_by_what_they_say():
 def test_a_spread_is_over_what_was_measured():
     assert spread([{"loss": 1.0}, {"loss": 3.0}, {"failed": "no"}], "loss", 2) == "2.00 ± 1.00"
     assert spread([], "loss") == "none"
+
+
+def _work(folder):
+    def slow(cell):
+        time.sleep(0.05)
+        return {"loss": cell["lr"] + 0.001 * cell["seed"]}
+
+    return Study("toy", cells, slow, table)(folder)["ran"]
+
+
+def test_several_processes_share_the_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr("nestling.recipes.cells.PATIENCE", 0.05)
+    with ThreadPoolExecutor(2) as pool:  # a lock belongs to an open file, so threads exclude each other as processes do
+        ran = list(pool.map(_work, [tmp_path] * 2))
+    lines = (tmp_path / "toy.jsonl").read_text().splitlines()
+    assert sum(ran) == len(lines) == len(read(tmp_path / "toy.jsonl"))
+    assert min(ran) > 0

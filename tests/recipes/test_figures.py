@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+import nestling.models
 from nestling.errors import InputError
-from nestling.recipes import fig4, fig11, learning, optimizers_text, orthogonal
+from nestling.recipes import fig4, fig11, learning, optimizers_text, orthogonal, peers
 from nestling.recipes.cells import read
 from nestling.recipes.optimizers import PLAIN
 from nestling.train.config import OPTIMIZERS
@@ -26,7 +27,7 @@ def drawn(tmp_path):
         if study.draw is not None:
             text = (tmp_path / f"{study.name}.svg").read_text()
             assert "</svg>" in text
-            assert all(row["optimizer"] in text for row in rows)
+            assert all(row.get("optimizer", row.get("model", "")) in text for row in rows)
         assert study(tmp_path)["ran"] == 0
         return rows, result
 
@@ -145,3 +146,27 @@ def test_learning(drawn, monkeypatch):
     modes = {f"{mode}: mem" for mode in ("enable", "control", "shift-value", "shift-key")}
     assert {row["name"] for row in rows} == modes | {f"enable: mem, {name}" for name in learning.MODED_VARIANTS}
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_peers(drawn, text, monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "names", lambda: ["transformer++", "hope"])
+    for name, value in {"RATES": (0.002, 0.004), "SEEDS": (0,), "STEPS": 3, "TUNING_STEPS": 2, "ROUNDS": 1}.items():
+        monkeypatch.setattr(peers, name, value)
+    monkeypatch.setattr("nestling.recipes.cells.REACH", 0)
+    for module in (peers, learning):
+        monkeypatch.setattr(module, "CORPUS", str(text))
+        monkeypatch.setattr(module, "LENGTH", 16)
+        monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(peers, "STATE_TOKENS", 64)
+    rows, result = drawn(peers.peers)
+    assert len(rows) == 2 * (2 + 1 + 1)
+    for name, line in zip(("transformer++", "hope"), sorted(result["table"]["rows"], reverse=True), strict=True):
+        measured = next(row for row in rows if row["model"] == name and "ratio" in row)
+        assert line[0] == name
+        assert line[-1] == f"{measured['state_bytes'] / 1024:,.0f}"
+    assert peers.peers_speed(tmp_path)["ran"] == 0
+
+
+def test_every_model_is_a_peer():
+    assert sorted(peers.names()) == nestling.models.names()
+    assert peers.names()[0] == "transformer++"

@@ -1,17 +1,22 @@
 """Studies made of cells: one run each, one JSON line each, never run twice, stopped and continued at any time.
 
 A cell is a flat dictionary of what decides a run (optimizer, learning rate, seed, ...). A study says which cells it
-wants given what has been found so far, so that a sweep can go on where its best value lies.
+wants given what has been found so far, so that a sweep can go on where its best value lies. Several processes may work
+on one study: each takes the next cell that nobody runs.
 """
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import Any
+from typing import IO, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -27,6 +32,8 @@ Found = dict[str, Row]
 
 REACH = 3
 """How many times a sweep goes on beyond its first rates."""
+PATIENCE = 5.0
+"""Seconds between two looks for a cell, where the missing ones are all being run by other processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +83,18 @@ class Study:
         path = out / f"{self.results or self.name}.jsonl"
         torch.set_num_threads(1)  # what was found does not depend on the number of cores
         ran, machine = 0, describe(torch.device("cpu"))
-        while cell := self._next(found := read(path)):
-            begun = time.monotonic()
-            try:
-                result = self.run(cell)
-            except InputError as error:
-                result = {"failed": str(error)}
-            seconds = round(time.monotonic() - begun, 1)
-            _append(path, {"key": key(cell), **cell, **result, "seconds": seconds, "machine": machine})
+        while missing := self._missing(found := read(path)):
+            with _claimed(path, missing) as cell:
+                if cell is None:
+                    time.sleep(PATIENCE)
+                    continue
+                begun = time.monotonic()
+                try:
+                    result = self.run(cell)
+                except InputError as error:
+                    result = {"failed": str(error)}
+                seconds = round(time.monotonic() - begun, 1)
+                _append(path, {"key": key(cell), **cell, **result, "seconds": seconds, "machine": machine})
             ran += 1
             say(f"{self.name} {', '.join(f'{k} {v}' for k, v in cell.items())}: {_brief(result)}")
         mine = {key(cell): found[key(cell)] for cell in self.cells(found)}
@@ -98,8 +109,8 @@ class Study:
             "failed": [f"{k}: {row['failed']}" for k, row in mine.items() if "failed" in row],
         }
 
-    def _next(self, found: Found) -> Cell | None:
-        return next((cell for cell in self.cells(found) if key(cell) not in found), None)
+    def _missing(self, found: Found) -> list[Cell]:
+        return [cell for cell in self.cells(found) if key(cell) not in found]
 
 
 def key(cell: Cell) -> str:
@@ -172,6 +183,27 @@ def spread(rows: Sequence[Row], measure: str, digits: int = 4) -> str:
     """Mean and standard deviation over the rows that have the measure."""
     values = [row[measure] for row in rows if measure in row]
     return f"{mean(values):.{digits}f} ± {pstdev(values):.{digits}f}" if values else "none"
+
+
+@contextlib.contextmanager
+def _claimed(path: Path, cells: Iterable[Cell]) -> Iterator[Cell | None]:
+    """The first of `cells` that is in no other process's hands and not yet found, held as long as the block lasts."""
+    for cell in cells:
+        name = hashlib.sha256(f"{path.resolve()} {key(cell)}".encode()).hexdigest()[:32]
+        with (Path(tempfile.gettempdir()) / f"nestling-{name}.lock").open("w") as lock:
+            if _locked(lock) and key(cell) not in read(path):
+                yield cell
+                return
+    yield None
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the file could be locked; the lock goes with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _append(path: Path, row: Row) -> None:
