@@ -73,6 +73,7 @@ def recur(
     state: Tensor | None = None,
     *,
     size: int = 64,
+    floor: float = LOG_FLOOR,
     transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Reads `y (..., T, o)` and the state after the last token `(..., o, d)`, in at least float32.
@@ -83,12 +84,13 @@ def recur(
         q: queries `(..., T, d)`.
         k: keys `(..., T, d)`.
         v: values `(..., T, o)`.
-        log_alpha: logarithms of the decays, floored at `LOG_FLOOR`: one a token `(T)`, `(H, T)`, ... with fewer
+        log_alpha: logarithms of the decays, floored at `floor`: one a token `(T)`, `(H, T)`, ... with fewer
             dimensions than `k`, which broadcast; or per channel, with as many, `(..., T, d)`.
         erase: `p` and `r`, each `(..., T, d)`; give `k` itself as `r` where they are the same: it halves the work. None
             for a memory that erases nothing; no system is then solved.
         state: `S_0 (..., o, d)`; None for zero.
         size: tokens a chunk; a power of two where decays are per channel.
+        floor: least logarithm of a decay. Where it is known to be near zero, decays per channel cost little.
         transposed: read `y_t = S_t^T q_t (..., T, d)` with queries `(..., T, o)`, as Oja's rule does, whose recurrence
             is that of the transpose; for one decay a token.
 
@@ -99,15 +101,23 @@ def recur(
     size = _chunk_size(size, length, channels, transposed)
     dtype = torch.promote_types(k.dtype, torch.float32)
     q, k, v, *pair = (_chunks(x, size, dtype) for x in (q, k, v, *_distinct(k, erase)))
-    log_alpha = _chunks(log_alpha if channels else log_alpha.unsqueeze(-1), size, dtype).clamp_min(LOG_FLOOR)
+    log_alpha = _chunks(log_alpha if channels else log_alpha.unsqueeze(-1), size, dtype).clamp_min(floor)
     total = log_alpha.cumsum(-2)
-    scores = partial(_halved, total) if channels else partial(_scaled, decays(log_alpha.squeeze(-1))[1])
-    g, end = total.exp(), (total[..., -1:, :] - total).exp()
+    before, last = pad(total[..., :-1, :], (0, 0, 1, 0)), total[..., -1:, :]
+    if channels and -floor * size <= SPAN:
+        middle = floor * size / 2
+        early = (middle - total).exp()
+        q, k, *pair = (q * (total - middle).exp(), k * early, *_scaled_pair(pair, (before - middle).exp(), early))
+        scores, total, before, end = _plain, last.new_tensor(middle), last.new_tensor(middle), (last - middle).exp()
+    else:
+        scores = partial(_halved, total) if channels else partial(_scaled, decays(log_alpha.squeeze(-1))[1])
+        end = (last - total).exp()
+    g, passed = total.exp(), last.exp()
     if pair:
-        rows, starts, last = _erasing(k, v, pair, g, end, scores, state)
+        rows, starts, last = _erasing(k, v, pair, before.exp(), end, passed, scores, state)
     else:
         rows = [(k, v)]
-        starts, last = _carry(v.mT @ (end * k), g[..., -1:, :], torch.mul, state)
+        starts, last = _carry(v.mT @ (end * k), passed, torch.mul, state)
     if transposed:
         y = g * (q @ starts)
         for key, value in rows:

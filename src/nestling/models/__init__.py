@@ -5,8 +5,12 @@
 """
 
 from nestling.models import (  # noqa: F401  (one name a model)
+    deltanet,
+    gated_deltanet,
     hope,
     hope_attention,
+    linear_attention,
+    retnet,
     rwkv7,
     transformer_pp,
 )
