@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from nestling.layers.residual import Output
 from nestling.layers.shift import previous, ramp
-from nestling.layers.stream import live
+from nestling.layers.stream import mask
 from nestling.levels.clock import Component, Transfer
 from nestling.levels.modules import window
 from nestling.memory.recurrence import recur
@@ -29,6 +29,8 @@ from nestling.memory.stack import unit
 
 RATE = math.exp(-0.5)
 """A channel keeps at least exp(-RATE) = 0.545 of itself a token."""
+FLOOR = -0.61
+"""A bound on the logarithms of the decays, a little below -RATE for the sake of rounding."""
 MIX = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 """What is mixed -> the power of its starting ramp in block 0; it falls to almost 0 in the last."""
 
@@ -138,14 +140,14 @@ class TimeMix(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             start = None if state is None else state["memory"]
-            y, memory = self._remember([row.to(dtype) for row in rows], start, live(lengths, x))
+            y, memory = self._remember([row.to(dtype) for row in rows], start, lengths)
         y = self.output(y.to(x.dtype) * self.gate(g))
         return y, None if shift is None else {**shift, "memory": memory}, *handed
 
-    def _remember(self, rows: list[Tensor], start: Tensor | None, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _remember(self, rows: list[Tensor], start: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The recurrence and what is read from it: y (B, T, D) and the memory (B, H, d, d) after the last token.
 
-        rows: r, w and a before their sigmoids, k, v, each (B, T, D); real (B, T): False at padding, or None.
+        rows: r, w and a before their sigmoids, k, v, each (B, T, D).
         """
         r, w, k, v, a = rows
         removal, replacement, bonus = (p.to(r.dtype) for p in (self.removal, self.replacement, self.bonus))
@@ -154,9 +156,10 @@ class TimeMix(nn.Module):
         r, k, v, a, khat, log_alpha = (self._heads(row) for row in (r, k, v, a, khat, log_alpha))
         khat = unit(khat, eps=1e-12)
         rate, written = a * khat, v
-        if real is not None:
-            rate, written, log_alpha = (row * real[:, None, :, None] for row in (rate, written, log_alpha))
-        y, memory = recur(r, k, written, log_alpha, (khat, rate), start)
+        if lengths is not None:
+            gone = ~mask(lengths, r.shape[2]).to(r.device)[:, None, :, None]
+            rate, written, log_alpha = (row.masked_fill(gone, 0) for row in (rate, written, log_alpha))
+        y, memory = recur(r, k, written, log_alpha, (khat, rate), start, floor=FLOOR)
         direct = (r * k * bonus[:, None]).sum(-1, keepdim=True) * v
         y, direct = (row.transpose(1, 2).flatten(2) for row in (y, direct))
         weight, bias = self.norm.weight.to(y.dtype), self.norm.bias.to(y.dtype)

@@ -27,11 +27,6 @@ def mask(total: Tensor, length: int) -> Tensor:
     return torch.arange(length) < total[:, None]
 
 
-def live(lengths: Tensor | None, x: Tensor) -> Tensor | None:
-    """(B, T) bool on the device of `x` (B, T, ...): False where a row is padding; None when all rows are real."""
-    return None if lengths is None else mask(lengths, x.shape[1]).to(x.device)
-
-
 def join(rows: Tensor, count: Tensor, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Put each sequence's new rows directly behind its pending ones. Differentiable.
 
