@@ -14,5 +14,6 @@ MODELS: dict[str, dict] = {
     },
     "linear-attention": {},
     "retnet": {},
+    "rwkv-7": {},
     "transformer++": {},
 }

@@ -63,6 +63,16 @@ def test_equals_the_definition(channels: bool, erase: str, length: int, size: in
 
 
 @pytest.mark.parametrize("erase", ["none", "key", "pair"])
+@pytest.mark.parametrize(("length", "size"), [(1, 64), (13, 4), (70, 32), (150, 64)])
+def test_weak_decays_as_plain_products(erase: str, length: int, size: int) -> None:
+    x = Inputs(length, True, erase, decay=0.6)
+    compare(x, size=size, floor=-0.61)
+    exact = x.run(recur_scan)
+    for a, b in zip(x.run(recur, *(z.float() for z in x.tensors()), size=size, floor=-0.61), exact, strict=True):
+        close(a.double(), b, 2e-6)
+
+
+@pytest.mark.parametrize("erase", ["none", "key", "pair"])
 @pytest.mark.parametrize(("length", "size"), [(1, 8), (13, 3), (70, 32)])
 def test_transposed_reads(erase: str, length: int, size: int) -> None:
     x = Inputs(length, False, erase)

@@ -15,13 +15,16 @@ decay to the chunk's end: one product a chunk is all that is left to do in seque
 
 Nothing overflows at any decay: products of one decay a token are exponentials of differences of sums of logarithms;
 with one per channel the scores are built by halving the chunk, where the tokens of the second half meet those of the
-first at the boundary between them, so that both factors are at most one, and each half is halved again.
+first at the boundary between them, so that both factors are at most one, and each half is halved again. Where the
+decays are known to be weak (RWKV-7: at least 0.545 a token), their product over a chunk is far from underflow: every
+row is scaled to one level, e^(floor C / 2), and the scores are plain products.
 
 Shapes: T tokens, `d` key width, `o` value width, N chunks of C tokens; leading dimensions `...` are free.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +39,8 @@ Erase = tuple[Tensor, Tensor]
 Scores = Callable[..., Tensor]
 """Of `x` and `y (..., C, d)`: `<x_t, G[t,s] * y_s> (..., C, C)` for `s <= t`, or with `previous=True`
 `<x_t, G[t-1,s] * y_s>` for `s < t`."""
+SPAN = 40.0
+"""Where the logarithms of a chunk's decays add up to no less than -SPAN, e^20 and e^-20 are the largest factors."""
 
 
 def recur_scan(
@@ -73,6 +78,7 @@ def recur(
     state: Tensor | None = None,
     *,
     size: int = 64,
+    floor: float = LOG_FLOOR,
     transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Reads `y (..., T, o)` and the state after the last token `(..., o, d)`, in at least float32.
@@ -83,12 +89,13 @@ def recur(
         q: queries `(..., T, d)`.
         k: keys `(..., T, d)`.
         v: values `(..., T, o)`.
-        log_alpha: logarithms of the decays, floored at `LOG_FLOOR`: one a token `(T)`, `(H, T)`, ... with fewer
+        log_alpha: logarithms of the decays, floored at `floor`: one a token `(T)`, `(H, T)`, ... with fewer
             dimensions than `k`, which broadcast; or per channel, with as many, `(..., T, d)`.
         erase: `p` and `r`, each `(..., T, d)`; give `k` itself as `r` where they are the same: it halves the work. None
             for a memory that erases nothing; no system is then solved.
         state: `S_0 (..., o, d)`; None for zero.
         size: tokens a chunk; a power of two where decays are per channel.
+        floor: least logarithm of a decay. Where it is known to be near zero, decays per channel cost little.
         transposed: read `y_t = S_t^T q_t (..., T, d)` with queries `(..., T, o)`, as Oja's rule does, whose recurrence
             is that of the transpose; for one decay a token.
 
@@ -99,15 +106,25 @@ def recur(
     size = _chunk_size(size, length, channels, transposed)
     dtype = torch.promote_types(k.dtype, torch.float32)
     q, k, v, *pair = (_chunks(x, size, dtype) for x in (q, k, v, *_distinct(k, erase)))
-    log_alpha = _chunks(log_alpha if channels else log_alpha.unsqueeze(-1), size, dtype).clamp_min(LOG_FLOOR)
+    log_alpha = _chunks(log_alpha if channels else log_alpha.unsqueeze(-1), size, dtype).clamp_min(floor)
     total = log_alpha.cumsum(-2)
-    scores = partial(_halved, total) if channels else partial(_scaled, decays(log_alpha.squeeze(-1))[1])
-    g, end = total.exp(), (total[..., -1:, :] - total).exp()
+    before, last = pad(total[..., :-1, :], (0, 0, 1, 0)), total[..., -1:, :]
+    if channels and -floor * size <= SPAN:
+        # Every row times its decay to one fixed level: what is left between two rows is a plain product.
+        middle = floor * size / 2
+        early = (middle - total).exp()
+        q, k = q * (total - middle).exp(), k * early
+        pair = [x * scale for x, scale in zip(pair, ((before - middle).exp(), early), strict=False)]
+        g = g_before = math.exp(middle)
+        scores, end = _plain, (last - middle).exp()
+    else:
+        g, g_before, end = total.exp(), before.exp(), (last - total).exp()
+        scores = partial(_halved, total) if channels else partial(_scaled, decays(log_alpha.squeeze(-1))[1])
     if pair:
-        rows, starts, last = _erasing(k, v, pair, g, end, scores, state)
+        rows, starts, last = _erasing(k, v, pair, g_before, end, last.exp(), scores, state)
     else:
         rows = [(k, v)]
-        starts, last = _carry(v.mT @ (end * k), g[..., -1:, :], torch.mul, state)
+        starts, last = _carry(v.mT @ (end * k), last.exp(), torch.mul, state)
     if transposed:
         y = g * (q @ starts)
         for key, value in rows:
@@ -125,17 +142,27 @@ def _distinct(k: Tensor, erase: Erase | None) -> tuple[Tensor, ...]:
 
 
 def _erasing(
-    k: Tensor, v: Tensor, pair: list[Tensor], g: Tensor, end: Tensor, scores: Scores, state: Tensor | None
+    k: Tensor,
+    v: Tensor,
+    pair: list[Tensor],
+    before: Tensor | float,
+    end: Tensor,
+    passed: Tensor,
+    scores: Scores,
+    state: Tensor | None,
 ) -> tuple[list[Erase], Tensor, Tensor]:
-    """The rows (key, value) that all chunks write, and the states at their starts and after the last."""
+    """The rows (key, value) that all chunks write, and the states at their starts and after the last.
+
+    before, end, passed: products of decays before each token, from each to the end, and of the whole chunk.
+    """
     p, r = pair if len(pair) > 1 else (*pair, k)
     first = v if r is k else -(scores(p, k, previous=True) @ v)
-    carried = pad(g[..., :-1, :], (0, 0, 1, 0), value=1.0) * -p
+    carried = before * -p
     solved = solve_unit_lower(scores(p, r, previous=True), torch.cat((first, carried), -1))
     widths = [v.shape[-1], k.shape[-1]]
     written, flow = (solved.mT @ (end * r)).split(widths, -2)
     written = written if r is k else written + v.mT @ (end * k)
-    kept = g[..., -1:, :] * torch.eye(widths[1], dtype=k.dtype, device=k.device)
+    kept = passed * torch.eye(widths[1], dtype=k.dtype, device=k.device)
     starts, last = _carry(written, flow + kept, torch.matmul, state)
     fixed, moved = solved.split(widths, -1)
     e = fixed + moved @ starts.mT
@@ -153,6 +180,11 @@ def _carry(
         starts.append(current)
         current = through(current, kept) + added
     return torch.stack(starts, -3), current
+
+
+def _plain(x: Tensor, y: Tensor, previous: bool = False) -> Tensor:
+    """Scores of rows that hold their decays."""
+    return (x @ y.mT).tril(-1 if previous else 0)
 
 
 def _scaled(G: Tensor, x: Tensor, y: Tensor, previous: bool = False) -> Tensor:

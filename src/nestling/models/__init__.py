@@ -11,6 +11,7 @@ from nestling.models import (  # noqa: F401  (one name a model)
     hope_attention,
     linear_attention,
     retnet,
+    rwkv7,
     transformer_pp,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel

@@ -21,7 +21,11 @@ from nestling.models.padding import predictable, read
 
 
 class Block(GradientCheckpointingLayer):
-    """One block. Its state is {"mixer": ..., "channel": ...}."""
+    """One block. Its state is {"mixer": ..., "channel": ...}.
+
+    The first block's mixer may hand on rows (B, T, .) as a third result, which all later mixers then get as a last
+    argument (the value residual of RWKV-7). They belong to the tokens of one call and are no state.
+    """
 
     def __init__(self, config: NestlingConfig, layer: int):
         super().__init__()
@@ -32,27 +36,34 @@ class Block(GradientCheckpointingLayer):
         self.segment = config.checkpoint_tokens
 
     def forward(
-        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None, keep: bool = False
-    ) -> tuple[Tensor, State | None]:
-        """x (B, T, D) -> (B, T, D), as every mixer."""
+        self,
+        x: Tensor,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        keep: bool = False,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, State | None, Tensor | None]:
+        """x (B, T, D) -> (B, T, D), as every mixer; `first` is what the first block handed on, the third result."""
         if not self.segment or x.shape[1] <= self.segment or not torch.is_grad_enabled():
-            return self._advance(x, state, lengths, keep)
-        outputs, parts = [], x.split(self.segment, 1)
-        for i, part in enumerate(parts):
+            return self._advance(x, state, lengths, keep, first)
+        outputs, handed, parts = [], [], x.split(self.segment, 1)
+        firsts = [None] * len(parts) if first is None else first.split(self.segment, 1)
+        for i, (part, given) in enumerate(zip(parts, firsts, strict=True)):
             real = None if lengths is None else (lengths - i * self.segment).clamp(0, part.shape[1])
             kept = keep or i + 1 < len(parts)
-            y, state = checkpoint(self._advance, part, state, real, kept, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+            y, state, rows = checkpoint(self._advance, part, state, real, kept, given, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
             outputs.append(y)
-        return torch.cat(outputs, 1), state
+            handed.append(rows)
+        return torch.cat(outputs, 1), state, None if handed[0] is None else torch.cat(handed, 1)
 
     def _advance(
-        self, x: Tensor, state: State | None, lengths: Tensor | None, keep: bool
-    ) -> tuple[Tensor, State | None]:
-        before = state or {}
-        mixed, mixer = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep)
+        self, x: Tensor, state: State | None, lengths: Tensor | None, keep: bool, first: Tensor | None
+    ) -> tuple[Tensor, State | None, Tensor | None]:
+        before, given = state or {}, () if first is None else (first,)
+        mixed, mixer, *handed = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep, *given)
         x = x + mixed
         changed, channel = self.channel(self.channel_norm(x), before.get("channel"), lengths, keep)
-        return x + changed, {"mixer": mixer, "channel": channel} if keep else None
+        return x + changed, {"mixer": mixer, "channel": channel} if keep else None, handed[0] if handed else None
 
 
 class NestlingPreTrainedModel(PreTrainedModel):
@@ -132,11 +143,12 @@ class NestlingModel(NestlingPreTrainedModel):
         padding = read(attention_mask, past.seen, *x.shape[:2])
         seen = past.seen + x.shape[1]
         x, lengths = (padding.roll(x), padding.lengths) if padding else (x, None)
-        states, hidden = [], []
+        states, hidden, first = [], [], None
         for block, before in zip(self.layers, past.states or [None] * len(self.layers), strict=True):
             if output_hidden_states:
                 hidden.append(x)
-            x, state = block(x, before, lengths, bool(use_cache))
+            x, state, handed = block(x, before, lengths, bool(use_cache), first)
+            first = handed if first is None else first
             states.append(state)
         hidden.append(self.norm(x))
         if padding:
