@@ -10,5 +10,6 @@ MODELS: dict[str, dict] = {
     "hope-attention": {
         "levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]
     },
+    "titans-lmm": {"chunk_size": 4},
     "transformer++": {},
 }

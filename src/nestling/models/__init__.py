@@ -7,6 +7,7 @@
 from nestling.models import (  # noqa: F401  (one name a model)
     hope,
     hope_attention,
+    titans_lmm,
     transformer_pp,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel
