@@ -6,10 +6,14 @@ MODELS: model name -> fields that its tiny version needs besides TINY.
 TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 MODELS: dict[str, dict] = {
+    "dla": {"chunk_size": 4},
     "hope": {"chunk_size": 4, "projection_chunk_size": 8},
     "hope-attention": {
         "levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]
     },
+    "memora": {"chunk_size": 4},
+    "moneta": {"chunk_size": 4},
     "titans-lmm": {"chunk_size": 4},
     "transformer++": {},
+    "yaad": {"chunk_size": 4},
 }

@@ -6,6 +6,8 @@
     y = M(q_t)
     out = W_o (norm(y) * silu(W_g x))
 
+With the Huber loss, every head and token has its threshold too, softplus(w_delta x + b).
+
 Titans writes the step theta, retention 1 - alpha and momentum eta.
 
 Letters: B batch, T tokens, D model width, H heads, d head width, h hidden width of a memory.
@@ -24,11 +26,14 @@ from nestling.layers.residual import Output
 from nestling.layers.titans import CONTENT, START_STEP, behind, carried, kept, live_tokens, momentum_of, start_retention
 from nestling.levels.clock import Component, Transfer
 from nestling.memory.memory import Memory
+from nestling.memory.objective import Huber
 from nestling.memory.run import Inputs, check_run, run
 from nestling.memory.stack import unit
 
 START_MOMENTUM = -1.0
 """Bias of the momentum under its sigmoid, at the start."""
+START_THRESHOLD = 0.1
+"""Error at which the Huber loss turns linear, at the start; values start with entries of about this size."""
 
 
 class NeuralMemory(nn.Module):
@@ -51,7 +56,10 @@ class NeuralMemory(nn.Module):
         self.heads, self.width, self.memory, self.readout = heads, hidden_size // heads, memory, readout
         self.project = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.conv = ShortConvolution(3 * hidden_size, silu=True)
-        self.gates = nn.Linear(hidden_size, (2 if memory.momentum is None else 3) * heads)
+        self.gated = ["eta", "alpha"]
+        self.gated += ["beta"] if memory.momentum is not None else []
+        self.gated += ["delta"] if isinstance(memory.objective, Huber) else []
+        self.gates = nn.Linear(hidden_size, len(self.gated) * heads)
         shapes = memory.structure.shapes(self.width, self.width, memory_hidden_size)
         self.initial = nn.ParameterList(torch.empty(heads, *shape) for shape in shapes)
         self.norm = RMSNorm(self.width)
@@ -66,11 +74,14 @@ class NeuralMemory(nn.Module):
         for index, weight in enumerate(self.initial):
             nn.init.normal_(weight, std=(1.0 if index else self.readout) / math.sqrt(weight.shape[-1]))
             weight.copy_(self.memory.retention.unlink(weight))
-        eta, alpha, *beta = self.gates.bias.split(self.heads)
-        eta.fill_(math.log(math.expm1(START_STEP)))
-        alpha.copy_(start_retention(self.heads))
-        for bias in beta:
-            bias.fill_(START_MOMENTUM)
+        start = {
+            "eta": math.log(math.expm1(START_STEP)),
+            "alpha": start_retention(self.heads),
+            "beta": START_MOMENTUM,
+            "delta": math.log(math.expm1(START_THRESHOLD)),
+        }
+        for name, bias in zip(self.gated, self.gates.bias.split(self.heads), strict=True):
+            bias.copy_(torch.as_tensor(start[name]))
 
     def forward(
         self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False
@@ -83,16 +94,21 @@ class NeuralMemory(nn.Module):
         rows, gate = self.project(x).split([3 * self.heads * self.width, self.heads * self.width], -1)
         rows, tail = self.conv(rows, None if state is None else state["conv"], lengths, keep)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        gates = self.gates(x)
+        gates = self.gates(x).transpose(1, 2)
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = rows.to(dtype).unflatten(-1, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
-            eta, alpha, *beta = gates.to(dtype).transpose(1, 2).split(self.heads, 1)
-            beta = torch.sigmoid(beta[0]) if beta else None
-            inputs = Inputs(unit(q), unit(k), v, softplus(eta), logsigmoid(alpha), beta, live_tokens(lengths, x))
+            inputs = self._inputs(q, k, v, gates.to(dtype), live_tokens(lengths, x))
             initial = [w.to(dtype) for w in self.initial]
             y, after = run(self.memory, initial, inputs, carried(state), keep)
         y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2) * functional.silu(gate)
         return self.output(y), None if after is None else {"conv": tail, **kept(after)}
+
+    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, live: Tensor | None) -> Inputs:
+        """What the memories are given; q, k, v (B, H, T, d), gates (B, gates * H, T)."""
+        gate = dict(zip(self.gated, gates.split(self.heads, 1), strict=True))
+        beta = torch.sigmoid(gate["beta"]) if "beta" in gate else None
+        threshold = softplus(gate["delta"]) if "delta" in gate else None
+        return Inputs(unit(q), unit(k), v, softplus(gate["eta"]), logsigmoid(gate["alpha"]), beta, live, threshold)
 
     def components(self) -> list[Component]:
         """The convolution, the memory, and its momentum."""

@@ -10,6 +10,7 @@ Shapes: B batch, H heads, N = B * H, T tokens, d key width, o value width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from nestling.errors import InputError
 from nestling.memory.memory import Memory
+from nestling.memory.objective import Huber
 from nestling.memory.parallel import check_parallel
 from nestling.memory.stack import ALGEBRA, Carried, Gates, Kernel, Piece, Places, Stack, split
 
@@ -26,7 +28,8 @@ class Inputs(NamedTuple):
     """What a memory is given of a sequence.
 
     q, k `(B, H, T, d)`; v `(B, H, T, o)`; step eta, logarithm of retention log_alpha and momentum beta `(B, H, T)`,
-    beta None without momentum; live `(B, T)`: False where a token is padding, or None.
+    beta None without momentum; live `(B, T)`: False where a token is padding, or None; threshold `(B, H, T)`: that of
+    the Huber loss for every token, or None.
     """
 
     q: Tensor
@@ -36,6 +39,7 @@ class Inputs(NamedTuple):
     log_alpha: Tensor
     beta: Tensor | None = None
     live: Tensor | None = None
+    threshold: Tensor | None = None
 
 
 def check_run(memory: Memory) -> None:
@@ -101,7 +105,8 @@ def _rows(memory: Memory, inputs: Inputs) -> list[Tensor | None]:
             f"beta {'is missing' if beta is None else 'was given'} but the memory has momentum={memory.momentum}; "
             "give beta exactly when the memory has momentum."
         )
-    return [memory.feature(q), memory.feature(k), v, *Gates.of(eta, log_alpha, beta, live)]
+    threshold = None if inputs.threshold is None else inputs.threshold.flatten(0, 1).unsqueeze(-1)
+    return [memory.feature(q), memory.feature(k), v, threshold, *Gates.of(eta, log_alpha, beta, live)]
 
 
 def _stack(memory: Memory, initial: Sequence[Tensor], carried: Carried, batch: int) -> Stack:
@@ -113,7 +118,9 @@ def _stack(memory: Memory, initial: Sequence[Tensor], carried: Carried, batch: i
 
 def _step(memory: Memory, stack: Stack, rows: tuple, kernel: Kernel) -> Tensor:
     """Advance over tokens of one chunk; their outputs `(N, C, o)`."""
-    q, k, v, eta, log_alpha, beta, live = rows
+    q, k, v, threshold, eta, log_alpha, beta, live = rows
+    if threshold is not None:
+        memory = replace(memory, objective=Huber(threshold))
     weights = [memory.retention.link(w) for w in stack.weights()]
     groups = stack.anchors, weights, stack.current, stack.momentum
     piece = Piece(*groups, v.unsqueeze(0), k, eta, log_alpha, beta, q, live, stack.fresh)

@@ -1,7 +1,9 @@
 """Titans' long-term memory alone, LMM (Titans, arXiv 2501.00663, Eq. 8-16): L2, momentum and decay on an MLP."""
 
+from dataclasses import replace
+
 from nestling.memory.memory import Memory, Momentum
-from nestling.memory.retention import Decay
+from nestling.memory.objective import L2
 from nestling.models.neural_memory import NeuralMemoryConfig
 from nestling.models.registry import choice, register
 
@@ -23,10 +25,4 @@ class TitansLMMConfig(NeuralMemoryConfig):
         """L2 with momentum."""
         momenta = {"average": Momentum(), "letter": Momentum(average=False), "none": None}
         choice("memory_momentum", self.memory_momentum, momenta)
-        return Memory(
-            rules=self.mean_step(),
-            retention=Decay(self.memory_anchor),  # pyright: ignore[reportArgumentType]
-            momentum=momenta[self.memory_momentum],
-            read=self.memory_read,  # pyright: ignore[reportArgumentType]
-            chunk_size=self.chunk_size,
-        )
+        return replace(self.choices(L2()), momentum=momenta[self.memory_momentum])
