@@ -8,6 +8,7 @@ TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attent
 MODELS: dict[str, dict] = {
     "deltanet": {},
     "gated-deltanet": {},
+    "dla": {"chunk_size": 4},
     "hope": {"chunk_size": 4, "projection_chunk_size": 8},
     "hope-attention": {
         "levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]
@@ -15,5 +16,9 @@ MODELS: dict[str, dict] = {
     "linear-attention": {},
     "retnet": {},
     "rwkv-7": {},
+    "memora": {"chunk_size": 4},
+    "moneta": {"chunk_size": 4},
+    "titans-lmm": {"chunk_size": 4},
     "transformer++": {},
+    "yaad": {"chunk_size": 4},
 }

@@ -18,18 +18,24 @@ from nestling.kernels.dispatch import choose
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.norm import RMSNorm
 from nestling.layers.residual import Output
+from nestling.layers.stream import mask
 from nestling.levels.clock import Component, Transfer
-from nestling.memory.selfmod import Carried, Inputs, SelfModifying, Slow, chunked
+from nestling.memory.selfmod import Inputs, SelfModifying, Slow, chunked
+from nestling.memory.stack import Carried
 from nestling.memory.structure import ResidualMLP
 
 START_STEP = 2.0
 """Step size of every head at the start."""
 START_MEMORY = (30.0, 300.0)
 """Tokens after which the first and the last head have forgotten all but 1/e, at the start; the others lie between."""
-
-
 CONTENT = "content memory"
 """What the content memory is called among the components."""
+
+
+def start_retention(heads: int) -> Tensor:
+    """Biases `(heads,)` under the sigmoid of the retention, for START_MEMORY."""
+    first, last = (math.log10(tokens) for tokens in START_MEMORY)
+    return torch.log(torch.logspace(first, last, heads) - 1)
 
 
 class SelfModifyingTitans(nn.Module):
@@ -78,10 +84,8 @@ class SelfModifyingTitans(nn.Module):
             nn.init.normal_(weight, std=(0.2 if residual and index == 0 else 1.0) / math.sqrt(weight.shape[-1]))
         nn.init.normal_(self.gate_weight, std=1 / math.sqrt(self.width))
         with torch.no_grad():
-            first, last = (math.log10(tokens) for tokens in START_MEMORY)
-            start = torch.logspace(first, last, self.heads)
             nn.init.constant_(self.gate_bias[0], math.log(START_STEP))
-            self.gate_bias[1].copy_(torch.log(start - 1))
+            self.gate_bias[1].copy_(start_retention(self.heads))
         if self.momentum is not None:
             nn.init.zeros_(self.momentum.weight)
             nn.init.constant_(self.momentum.bias, -1.0)
@@ -102,19 +106,14 @@ class SelfModifyingTitans(nn.Module):
             key, value, query = self.kernel.unit(rows.to(dtype).unflatten(-1, (3, self.heads, self.width))).permute(
                 2, 0, 3, 1, 4
             )
-            inputs = Inputs(key, value, query, self._beta(x, dtype), self._live(lengths, x))
+            inputs = Inputs(key, value, query, self._beta(x, dtype), live_tokens(lengths, x))
             slow = self._slow(dtype)
-            y, carried = chunked(self.memory, slow, inputs, _carried(state), keep, self.kernel)
+            y, after = chunked(self.memory, slow, inputs, carried(state), keep, self.kernel)
         y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2) * functional.silu(gate)
-        return self.output(y), {"conv": tail, **_kept(carried)} if carried is not None else None
+        return self.output(y), None if after is None else {"conv": tail, **kept(after)}
 
     def _beta(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         return None if self.momentum is None else torch.sigmoid(self.momentum(x).to(dtype)).transpose(1, 2)
-
-    def _live(self, lengths: Tensor | None, x: Tensor) -> Tensor | None:
-        if lengths is None:
-            return None
-        return (torch.arange(x.shape[1]) < lengths[:, None]).to(x.device)
 
     def _slow(self, dtype: torch.dtype) -> Slow:
         eta, alpha = self.gate_weight.to(dtype)
@@ -132,14 +131,14 @@ class SelfModifyingTitans(nn.Module):
             CONTENT: (config.memory.chunk_size, own),
         }
         memories = {name: (period, size) for name, (period, size) in sizes.items() if size}
-        found = [_behind(window, list(memories)) for window in self.conv.components()]
+        found = [behind(window, list(memories)) for window in self.conv.components()]
         for name, (period, size) in memories.items():
-            momentum = [] if self.momentum is None else [_momentum(name, period, size)]
+            momentum = [] if self.momentum is None else [momentum_of(name, period, size)]
             found += [*momentum, _memory(name, period, size, config, tuple(one.name for one in momentum))]
         return found
 
 
-def _behind(window: Component, memories: list[str]) -> Component:
+def behind(window: Component, memories: list[str]) -> Component:
     """The convolution, whose output is what the memories are given."""
     generated = [one for one in window.transfers if one.kind == "context generation"]
     passed = (Transfer("direct, non-parametric", window.name, name) for name in memories)
@@ -164,7 +163,8 @@ def _memory(name: str, period: int, size: int, config: SelfModifying, needs: tup
     )
 
 
-def _momentum(name: str, period: int, size: int) -> Component:
+def momentum_of(name: str, period: int, size: int) -> Component:
+    """The momentum of a memory, a memory of its gradients (Eq. 33)."""
     own, write = f"momentum of the {name.partition(' (')[0]}", "context generation"
     return Component(
         own,
@@ -178,7 +178,13 @@ def _momentum(name: str, period: int, size: int) -> Component:
     )
 
 
-def _carried(state: dict | None) -> Carried | None:
+def live_tokens(lengths: Tensor | None, x: Tensor) -> Tensor | None:
+    """Which tokens of `x` (B, T, D) are no padding (B, T), on its device; None: all."""
+    return None if lengths is None else mask(lengths, x.shape[1]).to(x.device)
+
+
+def carried(state: dict | None) -> Carried | None:
+    """The memory's part of a mixer's state."""
     if state is None:
         return None
     boundary, current, momentum = (
@@ -188,6 +194,7 @@ def _carried(state: dict | None) -> Carried | None:
     return Carried(boundary, current, momentum, state["count"])
 
 
-def _kept(carried: Carried) -> dict:
+def kept(carried: Carried) -> dict:
+    """The same as a mixer's state, for each linear layer i "boundary{i}", "current{i}" and "momentum{i}"."""
     groups = zip(("boundary", "current", "momentum"), carried[:3], strict=True)
     return {f"{name}{i}": w for name, group in groups for i, w in enumerate(group)} | {"count": carried.count}

@@ -81,18 +81,21 @@ class Lp:
 
 @dataclass(frozen=True)
 class Huber:
-    """Per coordinate `1/2 e^2` up to `threshold`, linear beyond it (Yaad of the Miras paper)."""
+    """Per coordinate `1/2 e^2` up to `threshold`, linear beyond it (Yaad of the Miras paper).
 
-    threshold: float = 1.0
+    The threshold is a number, or one for every token, `(..., T, 1)`.
+    """
+
+    threshold: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
-        if self.threshold <= 0:
+        if not isinstance(self.threshold, Tensor) and self.threshold <= 0:
             raise InputError(f"Huber(threshold={self.threshold}) needs a threshold > 0; use Huber(1.0).")
 
     def loss(self, y: Tensor, v: Tensor) -> Tensor:
         """`sum c (|e| - c / 2)` with `c = min(|e|, threshold)`."""
         size = (y - v).abs()
-        inside = size.clamp_max(self.threshold)
+        inside = size.clamp(max=self.threshold)
         return (inside * (size - inside / 2)).sum(-1)
 
     def delta(self, y: Tensor, v: Tensor) -> Tensor:

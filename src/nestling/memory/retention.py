@@ -46,6 +46,10 @@ class Retention(Protocol):
         """Weights `(..., out, in)` of the recurrent matrix."""
         ...
 
+    def unlink(self, w: Tensor) -> Tensor:
+        """A recurrent matrix whose weights are about `w (..., out, in)`: where a memory may start."""
+        ...
+
 
 @dataclass(frozen=True)
 class Decay:
@@ -58,6 +62,10 @@ class Decay:
     def link(self, z: Tensor) -> Tensor:
         """The matrix itself."""
         return z
+
+    def unlink(self, w: Tensor) -> Tensor:
+        """The matrix itself."""
+        return w
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,11 @@ class Lq:
         power = (z.abs() ** self.q).sum((-2, -1), keepdim=True) + self.smooth
         return z / power ** ((self.q - 2) / self.q)
 
+    def unlink(self, w: Tensor) -> Tensor:
+        """`W |W|_q^((q - 2) / (3 - q))`, exact but for `smooth`; with q = 3 every link has norm 1 and W is returned."""
+        power = (w.abs() ** self.q).sum((-2, -1), keepdim=True)
+        return w if self.q == 3 else w * power ** ((self.q - 2) / (3 - self.q) / self.q)
+
 
 @dataclass(frozen=True)
 class KL:
@@ -113,3 +126,7 @@ class KL:
     def link(self, z: Tensor) -> Tensor:
         """`scale softmax(Z)` along the last axis."""
         return self.scale * z.softmax(-1)
+
+    def unlink(self, w: Tensor) -> Tensor:
+        """`W in / scale`, whose link is W to first order, up to a constant for each row."""
+        return w * (w.shape[-1] / self.scale)

@@ -20,7 +20,6 @@ Shapes: B batch, H heads, N = B * H, T tokens, d head width, M updated memories,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -33,7 +32,7 @@ from torch.nn.functional import logsigmoid
 from nestling.errors import InputError
 from nestling.memory.memory import Memory, State
 from nestling.memory.scan import scan as scan_memory
-from nestling.memory.stack import ALGEBRA, Kernel, Layers, Piece, Places, Stack, unit
+from nestling.memory.stack import ALGEBRA, Carried, Gates, Kernel, Layers, Piece, Places, Stack, split, unit
 from nestling.memory.structure import fixed
 
 PROJECTIONS = ("v", "k", "eta", "alpha", "q")
@@ -75,19 +74,6 @@ class Slow(NamedTuple):
     eta_bias: Tensor
     alpha_weight: Tensor
     alpha_bias: Tensor
-
-
-class Carried(NamedTuple):
-    """State between calls; per layer `(B, M, H, out, in)`, deviations from the anchor.
-
-    boundary: where gradients are taken: each memory's last boundary. current: now. momentum: S, empty without.
-    count: tokens each sequence has had, CPU int64 (B,).
-    """
-
-    boundary: tuple[Tensor, ...]
-    current: tuple[Tensor, ...]
-    momentum: tuple[Tensor, ...]
-    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -203,13 +189,7 @@ class _Rows(NamedTuple):
 
     def split(self, sizes: list[int]) -> list[_Rows]:
         """Consecutive tokens, so many each."""
-        return [_Rows(*parts) for parts in _split(self, sizes)]
-
-
-def _split(tensors: Iterable[Tensor | None], sizes: list[int], dim: int = 1) -> Iterator[tuple]:
-    """Every tensor cut alike; one node of the gradient's graph, where slices would fill a whole sequence each."""
-    cut = ([None] * len(sizes) if x is None else x.split(sizes, dim) for x in tensors)
-    return zip(*cut, strict=True)
+        return [_Rows(*parts) for parts in split(self, sizes)]
 
 
 class _Run:
@@ -257,7 +237,7 @@ class _Run:
         if self.adaptive:
             points = self.places.cuts(0, self.length, self.config.projection_chunk_size)
         sizes = [stop - start for start, stop in pairwise(points)]
-        inputs = _split([x["query"], beta, live, *(x[source] for source, _ in self.readers), *read], sizes)
+        inputs = split([x["query"], beta, live, *(x[source] for source, _ in self.readers), *read], sizes)
         last = 3 + len(self.readers)
         return [
             _Span(*ends, parts[3:last], dict(zip(fixed_names, parts[last:], strict=True)), *parts[:3])
@@ -292,13 +272,7 @@ class _Run:
         """Keys, values, gates and queries, read at the projections' boundary."""
         v, k, raw, q = self._sight(span, weights)
         eta, alpha = (raw + self.gate_bias).unbind(1)
-        eta, log_alpha = step_size(eta), logsigmoid(alpha)
-        beta, live = span.beta, None
-        if span.live is not None:
-            dead = ~span.live
-            eta, log_alpha = eta.masked_fill(dead, 0), log_alpha.masked_fill(dead, 0)
-            if beta is not None:
-                beta, live = beta.masked_fill(dead, 1), span.live.to(beta.dtype)
+        eta, log_alpha, beta, live = Gates.of(step_size(eta), logsigmoid(alpha), span.beta, span.live)
         return _Rows(k, v, eta, log_alpha, beta, q, live)
 
     def _sight(self, span: _Span, weights: Layers) -> tuple[Tensor, ...]:

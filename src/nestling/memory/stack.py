@@ -5,7 +5,7 @@ Shapes: M memories of the stack, N independent rows (batch times heads), C token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -138,6 +138,45 @@ class Kernel(NamedTuple):
 
 ALGEBRA = Kernel(advance, read, project, target, unit)
 """The functions of this module, for every combination of choices."""
+
+
+class Carried(NamedTuple):
+    """State between calls, deviations from the anchor; per layer `(B, ..., H, out, in)`, one matrix for each memory.
+
+    boundary: where gradients are taken: each memory's last boundary. current: now. momentum: S, empty without.
+    count: tokens each sequence has had, CPU int64 (B,).
+    """
+
+    boundary: tuple[Tensor, ...]
+    current: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...]
+    count: Tensor
+
+
+class Gates(NamedTuple):
+    """Step size, logarithm of retention and momentum of tokens `(N, T)`; see Piece for `live`."""
+
+    eta: Tensor
+    log_alpha: Tensor
+    beta: Tensor | None
+    live: Tensor | None
+
+    @classmethod
+    def of(cls, eta: Tensor, log_alpha: Tensor, beta: Tensor | None, live: Tensor | None) -> Gates:
+        """Those of the real tokens, `live (N, T)` (None: all); padding writes nothing and keeps everything."""
+        if live is None:
+            return cls(eta, log_alpha, beta, None)
+        dead = ~live
+        eta, log_alpha = eta.masked_fill(dead, 0), log_alpha.masked_fill(dead, 0)
+        if beta is None:
+            return cls(eta, log_alpha, None, None)
+        return cls(eta, log_alpha, beta.masked_fill(dead, 1), live.to(beta.dtype))
+
+
+def split(tensors: Iterable[Tensor | None], sizes: list[int], dim: int = 1) -> Iterator[tuple]:
+    """Every tensor cut alike; one node of the gradient's graph, where slices would fill a whole sequence each."""
+    cut = ([None] * len(sizes) if x is None else x.split(sizes, dim) for x in tensors)
+    return zip(*cut, strict=True)
 
 
 @dataclass

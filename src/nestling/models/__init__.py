@@ -12,7 +12,14 @@ from nestling.models import (  # noqa: F401  (one name a model)
     linear_attention,
     retnet,
     rwkv7,
+    dla,
+    hope,
+    hope_attention,
+    memora,
+    moneta,
+    titans_lmm,
     transformer_pp,
+    yaad,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.cache import MemoryCache
