@@ -11,4 +11,6 @@ MODELS: dict[str, dict] = {
         "levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]
     },
     "transformer++": {},
+    "ttt-linear": {"chunk_size": 4},
+    "ttt-mlp": {"chunk_size": 4},
 }

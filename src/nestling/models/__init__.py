@@ -8,6 +8,8 @@ from nestling.models import (  # noqa: F401  (one name a model)
     hope,
     hope_attention,
     transformer_pp,
+    ttt_linear,
+    ttt_mlp,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.cache import MemoryCache
