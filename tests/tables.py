@@ -21,4 +21,6 @@ MODELS: dict[str, dict] = {
     "titans-lmm": {"chunk_size": 4},
     "transformer++": {},
     "yaad": {"chunk_size": 4},
+    "ttt-linear": {"chunk_size": 4},
+    "ttt-mlp": {"chunk_size": 4},
 }

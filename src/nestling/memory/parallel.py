@@ -11,7 +11,7 @@ from nestling.errors import InputError
 from nestling.memory import chunk, diagonal
 from nestling.memory.memory import Memory, PerLayer, State
 from nestling.memory.rule import Write
-from nestling.memory.scan import token_inputs
+from nestling.memory.scan import begin, token_inputs
 from nestling.memory.structure import Linear, fixed
 
 AnyStates = chunk.States | diagonal.States
@@ -27,6 +27,7 @@ def chunked(
     alpha: PerLayer,
     beta: PerLayer | None = None,
     gamma: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Outputs `(..., T, o)` and the state after the last token, equal to `scan`'s.
 
@@ -38,7 +39,10 @@ def chunked(
     q, k = memory.feature(q), memory.feature(k)
     outputs, start, length = [], 0, k.shape[-2]
     while start < length:
-        stop = min(length, start + memory.chunk_size - state.count % memory.chunk_size)
+        place = state.count % memory.chunk_size
+        if place == 0:
+            state = begin(state, share)
+        stop = min(length, start + memory.chunk_size - place)
         now = slice(start, stop)
         out, state = _piece(
             memory,
@@ -50,6 +54,7 @@ def chunked(
             [a[..., now, :] if memory.retention.per_channel else a[..., now] for a in alphas],
             None if betas is None else [b[..., now] for b in betas],
             None if gamma is None else gamma[..., now, :],
+            None if share is None else share[place : place + stop - start, None],
         )
         outputs.append(out)
         start = stop
@@ -75,10 +80,9 @@ def _piece(
     alpha: list[Tensor],
     beta: list[Tensor] | None,
     gamma: Tensor | None,
+    share: Tensor | None,
 ) -> tuple[Tensor, State]:
     """Tokens of one chunk, from wherever in it the state stands."""
-    if state.count % memory.chunk_size == 0:
-        state = state._replace(boundary=state.current)
     writes, past = memory.rows(state, k, v, eta, gamma)
     linears = list(fixed(memory.weights(state, state.boundary)))
     current, momentum = list(state.current), list(state.momentum)
@@ -88,7 +92,7 @@ def _piece(
         states = _states(memory, state, layer, write, alpha[layer], None if beta is None else beta[layer])
         turned = memory.layer_rules[layer].transposed
         if memory.read != "boundary":
-            linears[layer] = _reader(states, turned, memory.read == "previous")
+            linears[layer] = _reader(states, turned, memory.read == "previous", linears[layer], share)
         deviation, s = states.last()
         current[layer] = deviation.mT if turned else deviation
         if s is not None:
@@ -98,8 +102,10 @@ def _piece(
     return out, State(state.initial, state.boundary, tuple(current), tuple(momentum), past, count)
 
 
-def _reader(states: AnyStates, turned: bool, previous: bool) -> Linear:
-    return partial(states.read_transpose if turned else states.read, previous=previous)
+def _reader(states: AnyStates, turned: bool, previous: bool, start: Linear, share: Tensor | None) -> Linear:
+    """Reads every state of the chunk; with a share, `start`'s answer and that share `(C, 1)` of what has changed."""
+    read = partial(states.read_transpose if turned else states.read, previous=previous)
+    return read if share is None else lambda x: torch.lerp(start(x), read(x), share)
 
 
 def _states(memory: Memory, state: State, layer: int, write: Write, alpha: Tensor, beta: Tensor | None) -> AnyStates:

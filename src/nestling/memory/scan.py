@@ -4,9 +4,15 @@
     W_t = W_{t-1} (alpha_t I - xi_t x_t x_t^T) + (1 - alpha_t) A + S_t            (Nested Learning, Eq. 88 and 90)
 
 Written for clarity: every state is a matrix, every token a step.
+
+Test-time training (arXiv 2407.04620) scales, where a state is read, what its chunk has written so far: with
+`share (chunk_size,)`, token i of a chunk reads `boundary + share_i (W - boundary)`, and the next boundary takes over
+`boundary + share_C (W - boundary)`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,14 +33,16 @@ def scan(
     alpha: PerLayer,
     beta: PerLayer | None = None,
     gamma: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Outputs `(..., T, o)` and the state after the last token; arguments as in memory.py, `gamma` for Omega only."""
     etas, alphas, betas = token_inputs(memory, eta, alpha, beta)
     q, k = memory.feature(q), memory.feature(k)
     outputs = []
     for t in range(k.shape[-2]):
-        if state.count % memory.chunk_size == 0:
-            state = state._replace(boundary=state.current)
+        place = state.count % memory.chunk_size
+        if place == 0:
+            state = begin(state, share)
         now = slice(t, t + 1)
         pairs = None if gamma is None else gamma[..., now, :]
         writes, past = memory.rows(state, k[..., now, :], v[..., now, :], [e[..., now] for e in etas], pairs)
@@ -57,8 +65,21 @@ def scan(
             state.count + 1,
         )
         seen = {"causal": state.current, "previous": before, "boundary": state.boundary}[memory.read]
+        if share is not None:
+            seen = blend(state.boundary, seen, share[place])
         outputs.append(memory.structure.forward(fixed(memory.weights(state, seen)), q[..., now, :]))
     return torch.cat(outputs, -2), state
+
+
+def begin(state: State, share: Tensor | None) -> State:
+    """The state where a chunk begins: its boundary is what the chunk before it has left."""
+    current = state.current if share is None else blend(state.boundary, state.current, share[-1])
+    return state._replace(boundary=current, current=current)
+
+
+def blend(boundary: Sequence[Tensor], current: Sequence[Tensor], share: Tensor) -> tuple[Tensor, ...]:
+    """`boundary + share (current - boundary)`, layer by layer."""
+    return tuple(b + share * (w - b) for b, w in zip(boundary, current, strict=True))
 
 
 def _step(

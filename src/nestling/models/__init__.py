@@ -20,6 +20,8 @@ from nestling.models import (  # noqa: F401  (one name a model)
     titans_lmm,
     transformer_pp,
     yaad,
+    ttt_linear,
+    ttt_mlp,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.cache import MemoryCache
