@@ -10,19 +10,21 @@ from nestling.levels.modules import window
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise causal convolution: y_t = sum_i w_i * x_{t - width + 1 + i}, zeros before the first token.
+    """Depthwise causal convolution: y_t = b + sum_i w_i * x_{t - width + 1 + i}, zeros before the first token.
 
     Args:
         channels: number of channels D.
         width: taps, the current token included.
         silu: apply SiLU to the result.
         identity: start near the identity.
+        bias: have b.
     """
 
-    def __init__(self, channels: int, width: int = 4, silu: bool = False, identity: bool = False):
+    def __init__(self, channels: int, width: int = 4, silu: bool = False, identity: bool = False, bias: bool = False):
         super().__init__()
         self.width, self.silu, self.identity = width, silu, identity
         self.weight = nn.Parameter(torch.empty(channels, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -33,6 +35,8 @@ class ShortConvolution(nn.Module):
                 self.weight[:, -1] += 1
         else:
             nn.init.uniform_(self.weight, -(self.width**-0.5), self.width**-0.5)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -(self.width**-0.5), self.width**-0.5)
 
     def components(self) -> list[Component]:
         """The window of rows that the state holds."""
@@ -46,7 +50,9 @@ class ShortConvolution(nn.Module):
         before = x.new_zeros(batch, self.width - 1, x.shape[2]) if state is None else state["rows"]
         joined = torch.cat((before, x), 1)
         # As an image of height 1 the rows already lie channels-last, which the depthwise kernels take without a copy.
-        y = functional.conv2d(joined.transpose(1, 2)[:, :, None], self.weight[:, None, None], groups=x.shape[2])
+        y = functional.conv2d(
+            joined.transpose(1, 2)[:, :, None], self.weight[:, None, None], self.bias, groups=x.shape[2]
+        )
         y = y.squeeze(2).transpose(1, 2)
         y = functional.silu(y) if self.silu else y
         if not keep:
