@@ -19,6 +19,8 @@ MODELS: dict[str, dict] = {
     "memora": {"chunk_size": 4},
     "moneta": {"chunk_size": 4},
     "titans-lmm": {"chunk_size": 4},
+    "samba": {"sliding_window": 8, "state_size": 4},
+    "sliding-window": {"sliding_window": 8},
     "transformer++": {},
     "yaad": {"chunk_size": 4},
     "ttt-linear": {"chunk_size": 4},

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exact import same
 from nestling.errors import InputError
 from nestling.layers.attention import Attention, rotary, rotate
 
@@ -75,6 +76,32 @@ def test_ragged_pieces_equal_rows_alone(options, data):
     assert state["position"].tolist() == at
     if layer.window:
         assert state["k"].shape[1] <= layer.window - 1
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 7])
+@pytest.mark.parametrize("lengths", [None, [29, 12], [3, 5]])
+def test_blocks_of_queries_change_nothing(window, lengths, monkeypatch):
+    """From the start and from ragged rows, with padding that some blocks consist of."""
+    layer, x = make(sliding_window=window), torch.randn(2, 29, 16, dtype=torch.float64)
+    real = None if lengths is None else torch.tensor(lengths)
+    _, ragged = layer(x[:, :9], None, torch.tensor([9, 2]), keep=True)
+    found = []
+    for block in (100, 4):
+        monkeypatch.setattr("nestling.layers.attention.BLOCK", block)
+        found.append([layer(x, state, real, keep=True) for state in (None, ragged)])
+    for (whole, kept), (blocks, also) in zip(*found, strict=True):
+        for b in range(2):
+            until = 29 if lengths is None else lengths[b]
+            torch.testing.assert_close(blocks[b, :until], whole[b, :until], atol=1e-12, rtol=1e-12)
+        assert torch.isfinite(blocks).all()
+        assert same(kept, also)
+
+
+def test_a_window_costs_no_square_of_the_length():
+    layer, sizes = Attention(16, 4, sliding_window=8), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nelement()) or x, lambda x: x):
+        layer(torch.randn(1, 1024, 16))
+    assert max(sizes) < 1024 * 64
 
 
 def test_rotation_depends_on_distance_only():

@@ -15,6 +15,9 @@ from nestling.layers.stream import common, full, join, tail
 from nestling.levels.clock import Component
 from nestling.levels.modules import attention
 
+BLOCK = 64
+"""Queries that are scored together at least, where a window is much shorter than the sequence."""
+
 
 @functools.lru_cache(maxsize=16)
 def _angles(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -128,7 +131,13 @@ class Attention(nn.Module):
         """query (B, T, H, d), key and value (B, L, G d), `count` of their rows older than the queries: (B, T, D).
 
         Padding needs no mask of its own: it lies behind every real token, and a query sees nothing behind itself.
+        Long sequences go in blocks of queries, each with the rows that its windows reach: linear in T.
         """
+        block = None if self.window is None else max(self.window, BLOCK)
+        if block is not None and query.shape[1] > 2 * block:
+            first = full(len(query), 0) if count is None else count
+            parts = query.split(block, 1)
+            return torch.cat([self._block(q, key, value, first + i * block) for i, q in enumerate(parts)], 1)
         key, value = (z.unflatten(-1, (self.groups, self.width)).transpose(1, 2) for z in (key, value))
         if self.groups < self.heads:
             key, value = (z.repeat_interleave(self.heads // self.groups, 1) for z in (key, value))
@@ -136,6 +145,13 @@ class Attention(nn.Module):
         causal = mask is None and (count is None or query.shape[1] > 1)
         y = functional.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal)
         return y.transpose(1, 2).flatten(2)
+
+    def _block(self, query: Tensor, key: Tensor, value: Tensor, first: Tensor) -> Tensor:
+        """`_attend` for queries of which the first stand at rows `first` (B,), over no more rows than they reach."""
+        assert self.window is not None
+        low = min(max(int(first.min()) - self.window + 1, 0), key.shape[1] - 1)  # padding may stand behind all rows
+        rows = slice(low, int(first.max()) + query.shape[1])
+        return self._attend(query, key[:, rows], value[:, rows], first - low)
 
     def _mask(self, count: Tensor | None, length: int, rows: int, device: torch.device) -> Tensor | None:
         """Which of the rows (B or 1, 1, T, L) each query sees; None where plain causality says it, or all are seen."""

@@ -18,6 +18,8 @@ from nestling.models import (  # noqa: F401  (one name a model)
     memora,
     moneta,
     titans_lmm,
+    samba,
+    sliding_window,
     transformer_pp,
     yaad,
     ttt_linear,
