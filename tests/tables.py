@@ -10,5 +10,7 @@ MODELS: dict[str, dict] = {
     "hope-attention": {
         "levels": [{"signal": "self", "chunk_size": 8, "rule": "dgd"}, {"signal": "self", "chunk_size": 4}]
     },
+    "lstm": {},
+    "srwm": {},
     "transformer++": {},
 }

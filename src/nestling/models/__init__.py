@@ -7,6 +7,8 @@
 from nestling.models import (  # noqa: F401  (one name a model)
     hope,
     hope_attention,
+    lstm,
+    srwm,
     transformer_pp,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel
