@@ -5,6 +5,7 @@
 """
 
 from nestling.models import (  # noqa: F401  (one name a model)
+    adatransformer,
     hope,
     hope_attention,
     lstm,

@@ -1,7 +1,8 @@
 """The one language model: embedding, blocks of a token mixer and a channel mixer, final norm, head.
 
 A block is h = x + mixer(norm(x)); y = h + channel(norm(h)) (Nested Learning, Sec. 8.3). What the mixers are, the
-configuration says. Letters: B batch, T new tokens, D model width, V vocabulary.
+configuration says; what a token mixer returns besides outputs and state goes to the channel mixer of its block.
+Letters: B batch, T new tokens, D model width, V vocabulary.
 """
 
 import torch
@@ -49,9 +50,9 @@ class Block(GradientCheckpointingLayer):
         self, x: Tensor, state: State | None, lengths: Tensor | None, keep: bool
     ) -> tuple[Tensor, State | None]:
         before = state or {}
-        mixed, mixer = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep)
+        mixed, mixer, *shared = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep)
         x = x + mixed
-        changed, channel = self.channel(self.channel_norm(x), before.get("channel"), lengths, keep)
+        changed, channel = self.channel(self.channel_norm(x), before.get("channel"), lengths, keep, *shared)
         return x + changed, {"mixer": mixer, "channel": channel} if keep else None
 
 
