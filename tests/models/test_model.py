@@ -226,7 +226,8 @@ def test_loss_leaves_out_and_counts(model):
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
 def test_compiles_as_one_graph(name):
-    model, ids = make(name, num_hidden_layers=1).train(), tokens(2, 6)  # tracing takes seconds a chunk
+    # In float64: the loss hardly depends on the weights, behind a norm, and in float32 its gradients are half rounding.
+    model, ids = make(name, num_hidden_layers=1).double().train(), tokens(2, 6)  # tracing takes seconds a chunk
     compiled = torch.compile(model.model, backend="aot_eager", fullgraph=True)
     found = []
     for run in (model.model, compiled):
@@ -235,4 +236,4 @@ def test_compiles_as_one_graph(name):
         y.square().sum().backward()
         found.append([y.detach(), *(parameter.grad for parameter in model.model.parameters())])
     for eager, one_graph in zip(*found, strict=True):
-        torch.testing.assert_close(one_graph, eager, **CLOSE)
+        torch.testing.assert_close(one_graph, eager, rtol=1e-9, atol=1e-11)

@@ -107,18 +107,23 @@ class Attention(nn.Module):
         The state holds rotated keys and values (B, P, G d), how many of the P rows are valid ("count") and how many
         tokens the sequence has had ("position"), CPU int64 (B,).
         """
+        return self.mix(self.query(x), self.key(x), self.value(x), state, lengths, keep)
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, state: dict | None, lengths: Tensor | None, keep: bool
+    ) -> tuple[Tensor, dict | None]:
+        """`forward` behind the projections: query (B, T, H d), key and value (B, T, G d), not yet rotated."""
         position, count = (None, None) if state is None else (state["position"], state["count"])
-        tables = rotary(position, x.shape[1], self.width, self.theta, x.device)
-        query = rotate(self.query(x).unflatten(-1, (-1, self.width)), tables)
-        key = rotate(self.key(x).unflatten(-1, (-1, self.width)), tables).flatten(2)
-        value = self.value(x)
+        tables = rotary(position, query.shape[1], self.width, self.theta, query.device)
+        query = rotate(query.unflatten(-1, (-1, self.width)), tables)
+        key = rotate(key.unflatten(-1, (-1, self.width)), tables).flatten(2)
         if state is not None:
             key, _ = join(state["k"], state["count"], key, lengths)
             value, _ = join(state["v"], state["count"], value, lengths)
         y = self.output(self._attend(query, key, value, count))
         if not keep:
             return y, None
-        new = full(*x.shape[:2]) if lengths is None else lengths
+        new = full(*query.shape[:2]) if lengths is None else lengths
         return y, self._kept(
             key, value, new if count is None else count + new, new if position is None else position + new
         )

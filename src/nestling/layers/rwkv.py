@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestling.layers.residual import Output
+from nestling.layers.residual import Handed, Output
 from nestling.layers.shift import previous, ramp
 from nestling.layers.stream import mask
 from nestling.levels.clock import Component, Transfer
@@ -125,15 +125,15 @@ class TimeMix(nn.Module):
         lengths: Tensor | None = None,
         keep: bool = False,
         first: Tensor | None = None,
-    ) -> tuple[Tensor, dict | None] | tuple[Tensor, dict | None, Tensor]:
-        """x (B, T, D) -> (B, T, D); `first` (B, T, D) is what block 0 returned as its third result.
+    ) -> tuple[Tensor, dict | None, Handed]:
+        """x (B, T, D) -> (B, T, D); `first` (B, T, D) is what block 0 handed on to later blocks.
 
         The state holds the last real row, "row" (B, 1, D), and the memory, "memory" (B, H, d, d).
         """
         before, shift = previous(x, state, lengths, keep)
         r, w, k, v, a, g = torch.addcmul(x, before - x, self.mix[:, None, None]).unbind()
         value = self.value(v)
-        handed = () if self.layer else (value,)
+        handed = Handed(later=None if self.layer else value)
         if self.residual is not None and first is not None:
             value = torch.lerp(value, first, torch.sigmoid(self.residual(v)))
         rows = self.receptance(r), self.decay(w), self.key(k), value, self.rate(a)
@@ -142,7 +142,7 @@ class TimeMix(nn.Module):
             start = None if state is None else state["memory"]
             y, memory = self._remember([row.to(dtype) for row in rows], start, lengths)
         y = self.output(y.to(x.dtype) * self.gate(g))
-        return y, None if shift is None else {**shift, "memory": memory}, *handed
+        return y, None if shift is None else {**shift, "memory": memory}, handed
 
     def _remember(self, rows: list[Tensor], start: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """The recurrence and what is read from it: y (B, T, D) and the memory (B, H, d, d) after the last token.

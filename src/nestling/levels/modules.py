@@ -95,16 +95,17 @@ def _(module: nn.Conv1d) -> list[Component] | None:
 @describe.register(nn.RNNBase)
 def _(module: nn.RNNBase) -> list[Component]:
     width = (module.proj_size or module.hidden_size) + (module.hidden_size if module.mode == "LSTM" else 0)
-    return [_recurrent(type(module).__name__, (1 + module.bidirectional) * module.num_layers * width)]
+    return [recurrent(type(module).__name__, (1 + module.bidirectional) * module.num_layers * width)]
 
 
 @describe.register(nn.RNNCellBase)
 def _(module: nn.RNNCellBase) -> list[Component]:
     name = type(module).__name__.removesuffix("Cell")
-    return [_recurrent(name, module.hidden_size * (2 if name == "LSTM" else 1))]
+    return [recurrent(name, module.hidden_size * (2 if name == "LSTM" else 1))]
 
 
-def _recurrent(kind: str, size: int) -> Component:
+def recurrent(kind: str, size: int) -> Component:
+    """A recurrent network of this kind: its state, of so many numbers, changes at every token."""
     name = f"{kind} state"
     return Component(
         name,

@@ -5,25 +5,26 @@
 """
 
 from nestling.models import (  # noqa: F401  (one name a model)
+    adatransformer,
     deltanet,
+    dla,
     gated_deltanet,
     hope,
     hope_attention,
     linear_attention,
-    retnet,
-    rwkv7,
-    dla,
-    hope,
-    hope_attention,
+    lstm,
     memora,
     moneta,
-    titans_lmm,
+    retnet,
+    rwkv7,
     samba,
     sliding_window,
+    srwm,
+    titans_lmm,
     transformer_pp,
-    yaad,
     ttt_linear,
     ttt_mlp,
+    yaad,
 )
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.cache import MemoryCache

@@ -1,7 +1,8 @@
 """The one language model: embedding, blocks of a token mixer and a channel mixer, final norm, head.
 
 A block is h = x + mixer(norm(x)); y = h + channel(norm(h)) (Nested Learning, Sec. 8.3). What the mixers are, the
-configuration says. Letters: B batch, T new tokens, D model width, V vocabulary.
+configuration says; what a token mixer returns besides outputs and state goes to the channel mixer of its block.
+Letters: B batch, T new tokens, D model width, V vocabulary.
 """
 
 import torch
@@ -14,18 +15,14 @@ from transformers.utils.generic import can_return_tuple
 
 from nestling.errors import InputError
 from nestling.layers.norm import RMSNorm
-from nestling.layers.residual import Output
+from nestling.layers.residual import Handed, Output
 from nestling.models.cache import MemoryCache, State
 from nestling.models.config import NestlingConfig
 from nestling.models.padding import predictable, read
 
 
 class Block(GradientCheckpointingLayer):
-    """One block. Its state is {"mixer": ..., "channel": ...}.
-
-    The first block's mixer may hand on rows (B, T, .) as a third result, which all later mixers then get as a last
-    argument (the value residual of RWKV-7). They belong to the tokens of one call and are no state.
-    """
+    """One block. Its state is {"mixer": ..., "channel": ...}; its mixer may hand more on, see `Handed`."""
 
     def __init__(self, config: NestlingConfig, layer: int):
         super().__init__()
@@ -60,10 +57,11 @@ class Block(GradientCheckpointingLayer):
         self, x: Tensor, state: State | None, lengths: Tensor | None, keep: bool, first: Tensor | None
     ) -> tuple[Tensor, State | None, Tensor | None]:
         before, given = state or {}, () if first is None else (first,)
-        mixed, mixer, *handed = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep, *given)
+        mixed, mixer, *more = self.mixer(self.mixer_norm(x), before.get("mixer"), lengths, keep, *given)
+        handed = more[0] if more else Handed()
         x = x + mixed
-        changed, channel = self.channel(self.channel_norm(x), before.get("channel"), lengths, keep)
-        return x + changed, {"mixer": mixer, "channel": channel} if keep else None, handed[0] if handed else None
+        changed, channel = self.channel(self.channel_norm(x), before.get("channel"), lengths, keep, *handed.channel)
+        return x + changed, {"mixer": mixer, "channel": channel} if keep else None, handed.later
 
 
 class NestlingPreTrainedModel(PreTrainedModel):
