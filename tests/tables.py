@@ -1,6 +1,10 @@
 """Who inherits which suite. Plain data, so that importing it costs nothing.
 
-MODELS: model name -> fields that its tiny version needs besides TINY.
+MODELS: model name -> fields that its tiny version needs besides TINY: chunks, segments and windows of a few tokens.
+LONG: model name -> fields that replace these for streams of many thousand tokens, so that they take seconds: larger
+    chunks, and one layer where it attends to all of them.
+GROWING: models whose state grows with the text.
+LOCAL: models that see nothing but a window of tokens.
 """
 
 TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -29,3 +33,16 @@ MODELS: dict[str, dict] = {
     "ttt-mlp": {"chunk_size": 4},
     "yaad": {"chunk_size": 4},
 }
+
+LONG: dict[str, dict] = {
+    "hope": {"chunk_size": 64, "projection_chunk_size": 64},
+    "hope-attention": {
+        "levels": [{"signal": "self", "chunk_size": 64, "rule": "dgd"}, {"signal": "self", "chunk_size": 32}],
+        "num_hidden_layers": 1,
+    },
+    "transformer++": {"num_hidden_layers": 1},
+}
+
+GROWING = ("hope-attention", "transformer++")
+
+LOCAL: tuple[str, ...] = ()

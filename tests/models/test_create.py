@@ -1,5 +1,7 @@
 """Names, sizes and fields; equal parameters within a size; a user's mistakes as sentences."""
 
+import functools
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -14,11 +16,16 @@ from tables import MODELS
 ABOUT = {"nano": 1.5e6, "micro": 1e7, "small": 5e7, "340m": 3.4e8, "760m": 7.6e8, "1.3b": 1.3e9}
 
 
+@functools.cache
+def reference(size):
+    """Parameters of the Transformer++ of this size."""
+    return parameters(configuration("transformer++", **sizes()[size]))
+
+
 @pytest.mark.parametrize("size", list(ABOUT))
 @pytest.mark.parametrize("name", list(MODELS))
 def test_models_of_a_size_have_equal_parameters(name, size):
-    shape = sizes()[size]
-    target = parameters(configuration("transformer++", **shape))
+    shape, target = sizes()[size], reference(size)
     assert target == pytest.approx(ABOUT[size], rel=0.35)
     width = matched(name, **shape)
     assert parameters(configuration(name, **shape | {"intermediate_size": width})) == pytest.approx(target, rel=0.03)

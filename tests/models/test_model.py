@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import nestling.models
 from models.conftest import left_padded, make, tokens
 from nestling.errors import InputError
+from nestling.models.registry import build
 from tables import MODELS, TINY
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -19,11 +18,16 @@ def test_every_model_is_listed():
     assert sorted(MODELS) == nestling.models.names()
 
 
-def test_initial_loss_is_uniform(name):
-    torch.manual_seed(0)
-    model = nestling.models.create(name, **TINY | MODELS[name])
-    ids = tokens(4, 48)
-    assert model(ids, labels=ids).loss.item() == pytest.approx(math.log(TINY["vocab_size"]), rel=0.05)
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, TINY], ids=["nano", "tiny"])
+def test_initial_loss_is_uniform(name, fields):
+    model = nestling.models.create(name, "nano", **fields)
+    vocabulary = model.config.vocab_size
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ids = torch.randint(1, vocabulary, (2, 64))
+        loss = build(model.config)(ids, labels=ids).loss.item()
+        assert loss == pytest.approx(math.log(vocabulary), rel=0.05), f"seed {seed}"
 
 
 @torch.no_grad()
@@ -43,20 +47,6 @@ def test_sequences_stay_apart(model):
     ids = tokens(3, 41)
     other = torch.cat((ids[:1], tokens(2, 41, seed=2)))
     assert torch.equal(model(ids).logits[0], model(other).logits[0])
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.lists(st.integers(1, 36), max_size=5, unique=True))
-@torch.no_grad()
-def test_any_cut(model, cuts):
-    ids = tokens(2, 37)
-    whole = model(ids).logits
-    cache, parts = None, []
-    for part in ids.tensor_split(sorted(cuts), 1):
-        out = model(part, cache=cache, use_cache=True)
-        parts.append(out.logits)
-        cache = out.cache
-    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
 
 
 @torch.no_grad()
@@ -168,30 +158,29 @@ def test_the_older_name_of_the_cache():
         model(ids, cache=out.cache, past_key_values=out.cache)
 
 
-@pytest.mark.parametrize("segment", [1, 5, 16])
-def test_segments_give_the_same_gradients(name, segment):
-    ids, mask = left_padded(tokens(3, 24), [24, 7, 17])
-    labels = ids.masked_fill(mask == 0, -100)
-    found = []
-    for tokens_at_once in (None, segment):
-        model = make(name, checkpoint_tokens=tokens_at_once).double().train()
+def test_segments_give_the_same_gradients(name):
+    ids, mask = left_padded(tokens(3, 16), [16, 5, 11])
+    labels, found = ids.masked_fill(mask == 0, -100), []
+    for segment in (None, 1, 6):
+        model = make(name, checkpoint_tokens=segment).double().train()
         out = model(ids, attention_mask=mask, labels=labels, use_cache=True)
         following = model(ids[:, :3], cache=out.cache, labels=ids[:, :3])
         (out.loss + following.loss).backward()
         found.append([following.logits, *(parameter.grad for parameter in model.parameters())])
-    for whole, cut in zip(*found, strict=True):
-        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
+    for cut in found[1:]:
+        for one, other in zip(found[0], cut, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
 def test_segments_keep_less(name):
     def kept(**values):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
-            model = make(name, **values)
-            model.model(tokens(1, 256), use_cache=False)
+            model = make(name, num_hidden_layers=1, **values)
+            model.model(tokens(1, 128), use_cache=False)
         return sum(sizes)
 
-    assert kept(checkpoint_tokens=64) < kept() / 2
+    assert kept(checkpoint_tokens=32) < kept() / 2
 
 
 @torch.no_grad()
