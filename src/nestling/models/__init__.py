@@ -5,11 +5,13 @@
 """
 
 from nestling.models import (  # noqa: F401  (one name a model)
+    comba,
     deltanet,
     gated_deltanet,
     hope,
     hope_attention,
     linear_attention,
+    ojanet,
     retnet,
     rwkv7,
     transformer_pp,
