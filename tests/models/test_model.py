@@ -217,6 +217,7 @@ def test_loss_leaves_out_and_counts(model):
 def test_compiles_as_one_graph(name):
     # In float64: the loss hardly depends on the weights, behind a norm, and in float32 its gradients are half rounding.
     model, ids = make(name, num_hidden_layers=1).double().train(), tokens(2, 6)  # tracing takes seconds a chunk
+    torch.compiler.reset()  # or the models before count as recompilations
     compiled = torch.compile(model.model, backend="aot_eager", fullgraph=True)
     found = []
     for run in (model.model, compiled):
