@@ -6,7 +6,7 @@ Eq. 66, its last term transposed as memory/oja.py explains).
 All around the rule is as in Gated DeltaNet, so that the two differ in the rule alone: convolutions with SiLU, unit keys
 and queries, eta = sigmoid, the decay, norm and gate. Besides, values have unit length: a step multiplies what M answers
 along v by `alpha_t - eta_t |v_t|^2`, between -1 and 1 where `eta_t |v_t|^2 <= 1 + alpha_t`; a long value would make M
-explode. With unit values and eta <= 1 that holds always, M answers along v_t no more than `|alpha_t - eta_t|` of what it
+explode. With unit values and eta <= 1 that holds always, M answers along v_t at most `|alpha_t - eta_t|` of what it
 did plus eta_t, and the norm behind the read gives back the scale that the values lose.
 """
 
