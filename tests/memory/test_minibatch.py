@@ -144,6 +144,12 @@ def test_the_chunk_algebra_knows_the_share(structure: Normed, cut: int) -> None:
         close(a, b, 1e-11)
 
 
+def test_a_share_has_a_number_for_each_place(structure: Normed) -> None:
+    found = data(structure, 3)
+    with pytest.raises(InputError, match=r"share has shape \(3,\)"):
+        define(structure, found[: structure.layers], *found[structure.layers : -1], found[-1][:3])
+
+
 @pytest.mark.parametrize("objective", [L2(), Huber(0.5)], ids=["l2", "huber"])
 def test_writes_are_the_gradient(structure: Normed, objective) -> None:
     weights, (k, v) = init(structure, D, D, HIDDEN, (ROWS,)), torch.randn(2, ROWS, 5, D)

@@ -6,6 +6,11 @@
 
 The step of token t is `base_rate * sigmoid(w x_t + b) / d`, one for each head. Rotary positions, and the share of the
 open mini-batch that a token reads, 1/i plus a learned offset, depend on the token's place i in its mini-batch alone.
+Sequences of a batch may stand at different places: they are shifted so that their mini-batches begin together.
+
+As in the paper's Mamba backbone, query and key share a projection, and there is no convolution in front of the block,
+which the authors' code has as an option. One difference in form: rotary positions turn channels i and i + d/2 of a
+head, there neighbours, which only names channels differently.
 
 Letters: B batch, T tokens, D model width, H heads, d head width, C mini-batch, n mini-batches.
 """

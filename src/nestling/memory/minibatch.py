@@ -2,7 +2,7 @@
 
 A memory of plain gradient descent, nothing retained or erased, chunk length C. Token i of a chunk (i = 1 ... C) with
 pair (k_i, v_i), query q_i, step eta_i writes the gradient at the chunk's boundary and reads a share of what its chunk
-has written so far (their Sec. 2.4, Eq. 6; the share is 1/i plus a learned offset in their code):
+has written so far (their Sec. 2.4; the share, in their code 1/i plus a learned offset, is the rest of the step):
 
     G_i = -sum_{s <= i} eta_s delta_s x_s^T                    for every linear layer, delta and x from `writes`
     y_i = M(q_i) at the weights W + share_i G_i
@@ -10,7 +10,7 @@ has written so far (their Sec. 2.4, Eq. 6; the share is 1/i plus a learned offse
 
 So only the deltas wait for the chunk before (a loop over chunks); all chunks are then read at once, like attention:
 
-    (W + share_i G_i) x = W x - share_i sum_{s <= i} eta_s <x_s, x> delta_s                      (their dual form)
+    (W + share_i G_i) x = W x - share_i sum_{s <= i} eta_s <x_s, x> delta_s            (their Sec. 2.5, dual form)
 
 The definition is `scan` with GD and `share`. Letters: n chunks, N rows (batch times heads), C slots of a chunk.
 """
@@ -35,8 +35,8 @@ class Chunks(NamedTuple):
     """Tokens of n chunks, each row's own chunks; slots without a token have `eta = 0`.
 
     q, k, v: `(n, N, C, d)`. eta: `(n, N, C)`. share: `(C,)` of the slots. last: `()`, the share of a whole chunk.
-    closed: `(n, N)`, 1 where the row's chunk ends here, else 0. closes: chunks before which no row's may end; opens:
-    chunks that all rows close. written: per layer `(N, out, in)`, G of the chunk that was open before; None: nothing.
+    closed: `(n, N)`, 1 where the row has the chunk's last token, else 0; the first `opens` chunks are closed in all
+    rows, those from `closes` on in none. written: G of the chunk that was open before, per layer; None: none was.
     """
 
     q: Tensor

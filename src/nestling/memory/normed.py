@@ -1,4 +1,4 @@
-"""Memories that end in a LayerNorm, as in test-time training (Sun et al., arXiv 2407.04620, Sec. 2.7 and App. B).
+"""Memories that end in a LayerNorm, as in test-time training (Sun et al., arXiv 2407.04620, Sec. 2.7).
 
     M(x) = x + gain * norm(z) + bias,     z = W1 [x; 1]  or  W1 [gelu(W2 [x; 1]); 1]
 

@@ -41,7 +41,7 @@ def chunked(
     while start < length:
         place = state.count % memory.chunk_size
         if place == 0:
-            state = begin(state, share)
+            state = begin(memory, state, share)
         stop = min(length, start + memory.chunk_size - place)
         now = slice(start, stop)
         out, state = _piece(

@@ -42,7 +42,7 @@ def scan(
     for t in range(k.shape[-2]):
         place = state.count % memory.chunk_size
         if place == 0:
-            state = begin(state, share)
+            state = begin(memory, state, share)
         now = slice(t, t + 1)
         pairs = None if gamma is None else gamma[..., now, :]
         writes, past = memory.rows(state, k[..., now, :], v[..., now, :], [e[..., now] for e in etas], pairs)
@@ -71,8 +71,10 @@ def scan(
     return torch.cat(outputs, -2), state
 
 
-def begin(state: State, share: Tensor | None) -> State:
+def begin(memory: Memory, state: State, share: Tensor | None) -> State:
     """The state where a chunk begins: its boundary is what the chunk before it has left."""
+    if share is not None and share.shape != (memory.chunk_size,):
+        raise InputError(f"share has shape {tuple(share.shape)}, but needs ({memory.chunk_size},), a number a place.")
     current = state.current if share is None else blend(state.boundary, state.current, share[-1])
     return state._replace(boundary=current, current=current)
 
