@@ -61,12 +61,10 @@ class LSTM(nn.Module):
         y = self.output(h.to(x.dtype))
         if not keep:
             return y, None
-        last = (
-            last[0]
-            if lengths is None
-            else tail(torch.cat((before[0][0][:, None], h), 1), lengths, lengths + 1)[0][:, 0]
-        )
-        return y, {"h": last, "c": c[0]}
+        if lengths is not None:
+            rows, _ = tail(torch.cat((before[0].transpose(0, 1), h), 1), lengths, lengths + 1)
+            last = rows.transpose(0, 1)
+        return y, {"h": last[0], "c": c[0]}
 
     def _shut(self, rows: Tensor, weight: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """A further input channel, 1 on padding, that shuts the input gates and opens the forget gates: c stays."""
