@@ -46,9 +46,8 @@ def simple_gla(q, k, v, g, g_gamma=None, scale=None, initial_state=None, output_
 
 def comba(q, k, v, p, g, beta=None, scale=None, initial_state=None, output_final_state=False):
     def step(h, t):
-        h = g[:, t].exp()[..., None, None] * h
         error = v[:, t] - torch.einsum("bhd,bhdo->bho", p[:, t], h)
-        return h + _outer(k[:, t], beta[:, t, :, None] * error)
+        return g[:, t].exp()[..., None, None] * h + _outer(k[:, t], beta[:, t, :, None] * error)
 
     assert output_final_state
     return _tokens(_start(k, v, initial_state), k.shape[1], q, step, scale)

@@ -3,12 +3,13 @@
 `recurrence` gives a twin of `memory.recurrence.recur`. Three of its kernels hold all cases, with h = S^T and
 
     simple_gla     h_t = e^g h_{t-1} + k v^T                                       linear attention, RetNet
-    comba          h_t = e^g h_{t-1} + k beta (v - e^g h_{t-1}^T p)^T              every delta rule, Comba
+    comba          h_t = e^g h_{t-1} + k beta (v - h_{t-1}^T p)^T                  every delta rule, Comba
     rwkv7          h_t = diag(e^w) h_{t-1} + b (h_{t-1}^T a)^T + k v^T             decays per channel, or r other than k
 
-reading o_t = scale h_t^T q_t. So ours, S_t = S_{t-1} (diag(alpha) - p r^T) + v k^T, is the second with p / alpha and
-beta = 1 where r is k, and the third with a = -p and b = r otherwise. Rows are given in bfloat16, which these kernels
-are made for; decays and states in float32.
+reading o_t = scale h_t^T q_t. So ours, S_t = S_{t-1} (diag(alpha) - p r^T) + v k^T, is the second with beta = 1 where r
+is k, and the third with a = -p and b = r otherwise. (What the kernel of comba erases is read before the decay; fla's
+token loop naive_recurrent_comba reads it behind.) Rows are given in bfloat16, which these kernels are made for; decays
+and states in float32.
 
 Shapes: B batch, H heads, T tokens, `d` key width, `o` value width; fla has tokens before heads, and states `(d, o)`.
 """
@@ -113,8 +114,8 @@ class Recurrence:
         g = log_alpha.transpose(1, 2).contiguous()
         if erase is None:
             return self.kernels.add(self._row(q), self._row(k), self._row(v), g, **shared)
-        p = erase[0] * (-log_alpha).exp().unsqueeze(-1)
-        return self.kernels.correct(*(self._row(x) for x in (q, k, v, p)), g, torch.ones_like(g), **shared)
+        rows = (self._row(x) for x in (q, k, v, erase[0]))
+        return self.kernels.correct(*rows, g, torch.ones_like(g), **shared)
 
     def _per_channel(self, q, k, v, log_alpha, erase, shared) -> tuple[Tensor, Tensor]:
         p, r = (torch.zeros_like(k),) * 2 if erase is None else erase
