@@ -5,7 +5,7 @@ LONG: model name -> fields that replace these for streams of many thousand token
     chunks, and one layer where it attends to all of them.
 GROWING: models whose state grows with the text.
 LOCAL: models that see nothing but a window of tokens.
-UNBOUNDED: models that, as published, nothing holds back: AdaTransformer's writes add up without end, SRWM's matrices grow
+UNBOUNDED: models that, as published, nothing holds back: AdaTransformer adds its writes up without end, SRWM grows
     to 1e13 and more where one token repeats for 16k tokens. Of them it is only asked that all numbers stay finite.
 """
 
