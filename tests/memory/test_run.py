@@ -56,7 +56,9 @@ def defined(memory: Memory, initial: tuple, inputs: Inputs) -> list[torch.Tensor
 
 def cut(inputs: Inputs, tokens: slice | list[int], rows: slice = slice(None), live: torch.Tensor | None = None):
     """Some tokens of some sequences."""
-    return Inputs(*(None if x is None else x[rows, :, tokens] for x in inputs[:6]), live)
+    q, k, v, eta, log_alpha = (x[rows, :, tokens] for x in inputs[:5])
+    beta = None if inputs.beta is None else inputs.beta[rows, :, tokens]
+    return Inputs(q, k, v, eta, log_alpha, beta, live)
 
 
 @pytest.mark.paper("Eq. 88, 90")
@@ -145,7 +147,7 @@ def test_every_token_may_have_its_own_threshold() -> None:
     state, outputs = mem.init_state([w.expand(B, *w.shape) for w in initial]), []
     for t in range(2 * CHUNK + 1):
         one = replace(mem, objective=Huber(threshold[..., t, None, None]))
-        q, k, v, eta, log_alpha = (x for x in cut(inputs, slice(t, t + 1))[:5] if x is not None)
+        q, k, v, eta, log_alpha = cut(inputs, slice(t, t + 1))[:5]
         out, state = scan(one, state, q, k, v, eta, log_alpha.exp())
         outputs.append(out)
     close(y, torch.cat(outputs, 2))

@@ -100,4 +100,4 @@ class Huber:
 
     def delta(self, y: Tensor, v: Tensor) -> Tensor:
         """The error, each coordinate clamped to the threshold."""
-        return (y - v).clamp(-self.threshold, self.threshold)
+        return (y - v).clamp(min=-self.threshold).clamp(max=self.threshold)

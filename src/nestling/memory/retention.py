@@ -96,7 +96,7 @@ class Lq:
 
     def link(self, z: Tensor) -> Tensor:
         """`Z / (sum |Z|^q + smooth)^((q - 2) / q)`."""
-        power = (z.abs() ** self.q).sum((-2, -1), keepdim=True) + self.smooth
+        power = (z.square() ** (self.q / 2)).sum((-2, -1), keepdim=True) + self.smooth
         return z / power ** ((self.q - 2) / self.q)
 
     def unlink(self, w: Tensor) -> Tensor:

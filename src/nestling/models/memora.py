@@ -22,6 +22,8 @@ class MemoraConfig(NeuralMemoryConfig):
     memory_read: only "boundary" has a parallel form.
     """
 
+    chunk_size: int = 16
+    memory_expansion: int = 4
     memory_read: str = "boundary"
     memory_readout: float = 1.0
 

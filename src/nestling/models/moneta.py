@@ -22,6 +22,8 @@ class MonetaConfig(NeuralMemoryConfig):
 
     memory_p: float = 3.0
     memory_q: float = 4.0
+    chunk_size: int = 16
+    memory_expansion: int = 4
     memory_read: str = "boundary"
     memory_readout: float = 1.0
 

@@ -24,8 +24,8 @@ class NeuralMemoryConfig(NestlingConfig):
     memory_readout: size of a read-out layer at the start, over that of a linear layer.
     """
 
-    chunk_size: int = 16
-    memory_expansion: int = 4
+    chunk_size: int = 32
+    memory_expansion: int = 2
     memory_anchor: str = "initial"
     memory_read: str = "causal"
     memory_readout: float = 0.2

@@ -16,6 +16,8 @@ class YaadConfig(NeuralMemoryConfig):
     as `mean_step` says, and decay to the initial state.
     """
 
+    memory_expansion: int = 4
+
     def memory(self) -> Memory:
         """The Huber loss; the mixer gives every token its threshold."""
         return self.choices(Huber())
