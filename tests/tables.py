@@ -5,6 +5,8 @@ LONG: model name -> fields that replace these for streams of many thousand token
     chunks, and one layer where it attends to all of them.
 GROWING: models whose state grows with the text.
 LOCAL: models that see nothing but a window of tokens.
+UNBOUNDED: models whose paper gives them nothing that holds the state: AdaTransformer adds values for ever, and SRWM's
+    matrix writes to itself what it reads. Over long streams only finite numbers are asked of them.
 """
 
 TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -37,14 +39,24 @@ MODELS: dict[str, dict] = {
 }
 
 LONG: dict[str, dict] = {
+    "adatransformer": {"num_hidden_layers": 1},
+    "dla": {"chunk_size": 64},
     "hope": {"chunk_size": 64, "projection_chunk_size": 64},
     "hope-attention": {
         "levels": [{"signal": "self", "chunk_size": 64, "rule": "dgd"}, {"signal": "self", "chunk_size": 32}],
         "num_hidden_layers": 1,
     },
+    "memora": {"chunk_size": 32},
+    "moneta": {"chunk_size": 32},
+    "titans-lmm": {"chunk_size": 64},
     "transformer++": {"num_hidden_layers": 1},
+    "ttt-linear": {"chunk_size": 16},
+    "ttt-mlp": {"chunk_size": 16},
+    "yaad": {"chunk_size": 64},
 }
 
-GROWING = ("hope-attention", "transformer++")
+GROWING = ("adatransformer", "hope-attention", "transformer++")
 
-LOCAL: tuple[str, ...] = ()
+LOCAL = ("sliding-window",)
+
+UNBOUNDED = ("adatransformer", "srwm")

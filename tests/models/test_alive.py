@@ -10,7 +10,7 @@ from models.streams import STREAMS, streams
 from nestling.data import open_store
 from nestling.models import MemoryCache
 from nestling.models.cache import mapped
-from tables import GROWING, LOCAL, LONG
+from tables import GROWING, LOCAL, LONG, UNBOUNDED
 
 LENGTH, FIRST, PIECE, MORE = 16384, 512, 2048, 64
 TEXTS = [STREAMS.index("random"), STREAMS.index("text")]
@@ -55,8 +55,9 @@ def test_alive_behind_sixteen_thousand_tokens(name, text):
             y, cache, size = read(model, piece, cache)
             assert y.isfinite().all()
             assert math.isfinite(largest(cache))
-            assert (size.amax(1) < 10 * typical).all(), "the stream between blocks grows"
-            assert largest(cache) < 4 * cache.seen / FIRST * start, "a state grows faster than the text"
+            if name not in UNBOUNDED:
+                assert (size.amax(1) < 10 * typical).all(), "the stream between blocks grows"
+                assert largest(cache) < 4 * cache.seen / FIRST * start, "a state grows faster than the text"
             sizes.append(cache.nbytes)
     assert sizes[-1] > sizes[3] if name in GROWING else sizes[-1] == sizes[3], "bytes of state at 8k and at 16k"
     more = x[:, FIRST : FIRST + MORE]
