@@ -8,6 +8,7 @@ import importlib.util
 import pytest
 import torch
 
+from models.conftest import left_padded, make, tokens
 from nestling.errors import InputError
 from nestling.kernels.dispatch import recurrence
 from nestling.kernels.fla import Functions, Recurrence, functions
@@ -174,3 +175,19 @@ def test_the_kernels_themselves(case, length):
     exact = results(recur_scan, *inputs(case, **size))
     for found, expected in zip(own, exact, strict=True):
         assert (found.double() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["comba", "deltanet", "gated-deltanet", "linear-attention", "retnet", "rwkv-7"])
+def test_a_model_by_these_kernels(name, monkeypatch):
+    """The kernel is a field of the configuration: same outputs and states, and a state moves between the two."""
+    ids, mask = left_padded(tokens(2, 21), [21, 6])
+    plain = make(name).double()
+    literal = Recurrence(LITERAL, rows=torch.float64, accumulate=torch.float64, device="cpu")
+    monkeypatch.setattr("nestling.layers.recurrent.recurrence", {"chunk": recur, "fla": literal}.get)
+    other = make(name, kernel="fla").double()
+    assert other.model.layers[0].mixer.recur is literal
+    out = [model(ids, attention_mask=mask, use_cache=True) for model in (plain, other)]
+    real = mask.bool()
+    torch.testing.assert_close(out[1].logits[real], out[0].logits[real], rtol=1e-9, atol=1e-9)
+    ahead = [model(tokens(2, 5), cache=out[0].cache).logits for model in (plain, other)]
+    torch.testing.assert_close(*ahead, rtol=1e-9, atol=1e-9)

@@ -17,10 +17,10 @@ from torch.nn import functional
 from nestling.layers.attention import rotary, rotate
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.norm import RMSNorm
+from nestling.layers.recurrent import Recurrent
 from nestling.layers.residual import Output
 from nestling.layers.stream import full, mask
 from nestling.levels.clock import Component, Transfer
-from nestling.memory.recurrence import recur
 
 
 class Tokens(NamedTuple):
@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
     p: Tensor | None = None
 
 
-class LinearMemory(nn.Module):
+class LinearMemory(Recurrent):
     """The frame.
 
     Args:
@@ -124,7 +124,7 @@ class LinearMemory(nn.Module):
                 log_alpha = log_alpha.masked_fill(gone, 0)
                 v, p = (z if z is None else z.masked_fill(gone[..., None], 0) for z in (v, p))
             erase = None if p is None else (p, k)
-            y, memory = recur(q, k, v, log_alpha, erase, memory, transposed=self.transposed)
+            y, memory = self.recur(q, k, v, log_alpha, erase, memory, transposed=self.transposed)
             return self.read(y), memory
 
     def components(self) -> list[Component]:

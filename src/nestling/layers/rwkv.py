@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nestling.layers.recurrent import Recurrent
 from nestling.layers.residual import Handed, Output
 from nestling.layers.shift import previous, ramp
 from nestling.layers.stream import mask
 from nestling.levels.clock import Component, Transfer
 from nestling.levels.modules import window
-from nestling.memory.recurrence import recur
 from nestling.memory.stack import unit
 
 RATE = math.exp(-0.5)
@@ -64,7 +64,7 @@ class LowRank(nn.Module):
         return self.up(x if self.activation is None else self.activation(x))
 
 
-class TimeMix(nn.Module):
+class TimeMix(Recurrent):
     """The token mixer of block `layer` of `layers`. Block 0 hands its value on, the others are given it.
 
     Initial values are those of the reference (RWKV-LM, RWKV-v7/train_temp), but for two that are zero there and small
@@ -159,7 +159,7 @@ class TimeMix(nn.Module):
         if lengths is not None:
             gone = ~mask(lengths, r.shape[2]).to(r.device)[:, None, :, None]
             rate, written, log_alpha = (row.masked_fill(gone, 0) for row in (rate, written, log_alpha))
-        y, memory = recur(r, k, written, log_alpha, (khat, rate), start, floor=FLOOR)
+        y, memory = self.recur(r, k, written, log_alpha, (khat, rate), start, floor=FLOOR)
         direct = (r * k * bonus[:, None]).sum(-1, keepdim=True) * v
         y, direct = (row.transpose(1, 2).flatten(2) for row in (y, direct))
         weight, bias = self.norm.weight.to(y.dtype), self.norm.bias.to(y.dtype)

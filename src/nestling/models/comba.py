@@ -7,12 +7,12 @@ theirs are four of width 256.
 from torch import nn
 
 from nestling.layers.comba import Comba
-from nestling.models.config import NestlingConfig
+from nestling.models.recurrent import RecurrentConfig
 from nestling.models.registry import register
 
 
 @register("comba")
-class CombaConfig(NestlingConfig):
+class CombaConfig(RecurrentConfig):
     """Comba and SwiGLU.
 
     correction: where d, the part of the key that is taken from the query, starts; the authors found 0.02 better at 340M
@@ -23,4 +23,4 @@ class CombaConfig(NestlingConfig):
 
     def mixer(self, layer: int) -> nn.Module:
         """Comba."""
-        return Comba(self.hidden_size, self.num_attention_heads, self.correction)
+        return Comba(self.hidden_size, self.num_attention_heads, self.correction).using(self.kernel)

@@ -15,6 +15,7 @@ INHERITED = {field.name for field in fields(PreTrainedConfig)}
 _NO_SHAPE = {
     "checkpoint_tokens",
     "initializer_range",
+    "kernel",
     "use_cache",
     "tie_word_embeddings",
     "bos_token_id",

@@ -3,12 +3,12 @@
 from torch import nn
 
 from nestling.layers.delta import DeltaNet
-from nestling.models.config import NestlingConfig
+from nestling.models.recurrent import RecurrentConfig
 from nestling.models.registry import register
 
 
 @register("deltanet")
-class DeltaNetConfig(NestlingConfig):
+class DeltaNetConfig(RecurrentConfig):
     """DeltaNet and SwiGLU.
 
     allow_neg_eigval: step sizes in (0, 2) in place of (0, 1), for tasks that track a state.
@@ -18,4 +18,4 @@ class DeltaNetConfig(NestlingConfig):
 
     def mixer(self, layer: int) -> nn.Module:
         """DeltaNet."""
-        return DeltaNet(self.hidden_size, self.num_attention_heads, self.allow_neg_eigval)
+        return DeltaNet(self.hidden_size, self.num_attention_heads, self.allow_neg_eigval).using(self.kernel)

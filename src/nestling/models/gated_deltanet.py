@@ -8,12 +8,12 @@ from torch import nn
 
 from nestling.errors import InputError
 from nestling.layers.delta import GatedDeltaNet
-from nestling.models.config import NestlingConfig
+from nestling.models.recurrent import RecurrentConfig
 from nestling.models.registry import register
 
 
 @register("gated-deltanet")
-class GatedDeltaNetConfig(NestlingConfig):
+class GatedDeltaNetConfig(RecurrentConfig):
     """Gated DeltaNet and SwiGLU.
 
     head_dim: width of a head's keys; None: 3/4 of hidden_size / num_attention_heads.
@@ -39,4 +39,5 @@ class GatedDeltaNetConfig(NestlingConfig):
         """Gated DeltaNet."""
         key = self._key_width()
         widths = key, self.value_expansion * key
-        return GatedDeltaNet(self.hidden_size, self.num_attention_heads, *widths, self.allow_neg_eigval)
+        mixer = GatedDeltaNet(self.hidden_size, self.num_attention_heads, *widths, self.allow_neg_eigval)
+        return mixer.using(self.kernel)

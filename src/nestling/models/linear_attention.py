@@ -7,12 +7,12 @@ from torch import nn
 
 from nestling.errors import InputError
 from nestling.layers.linear_attention import LinearAttention
-from nestling.models.config import NestlingConfig
+from nestling.models.recurrent import RecurrentConfig
 from nestling.models.registry import register
 
 
 @register("linear-attention")
-class LinearAttentionConfig(NestlingConfig):
+class LinearAttentionConfig(RecurrentConfig):
     """Attention without the softmax, and SwiGLU.
 
     positive_features: keys and queries are elu(x) + 1, as in the paper, else as they are.
@@ -32,4 +32,5 @@ class LinearAttentionConfig(NestlingConfig):
 
     def mixer(self, layer: int) -> nn.Module:
         """Linear attention."""
-        return LinearAttention(self.hidden_size, self.num_attention_heads, self.positive_features, self.sum_normalizer)
+        choices = self.positive_features, self.sum_normalizer
+        return LinearAttention(self.hidden_size, self.num_attention_heads, *choices).using(self.kernel)

@@ -8,12 +8,12 @@ from torch import nn
 
 from nestling.errors import InputError
 from nestling.layers.retention import Retention
-from nestling.models.config import NestlingConfig
+from nestling.models.recurrent import RecurrentConfig
 from nestling.models.registry import register
 
 
 @register("retnet")
-class RetNetConfig(NestlingConfig):
+class RetNetConfig(RecurrentConfig):
     """Multi-scale retention and SwiGLU.
 
     value_expansion: width of a head's values over that of its keys; the paper's is 2.
@@ -36,4 +36,5 @@ class RetNetConfig(NestlingConfig):
 
     def mixer(self, layer: int) -> nn.Module:
         """Retention."""
-        return Retention(self.hidden_size, self.num_attention_heads, self.value_expansion, self.rope_theta)
+        choices = self.value_expansion, self.rope_theta
+        return Retention(self.hidden_size, self.num_attention_heads, *choices).using(self.kernel)

@@ -7,17 +7,17 @@ embedding and initial values of the embedding. The learning rate of the decay's 
 from torch import nn
 
 from nestling.layers.rwkv import ChannelMix, TimeMix
-from nestling.models.config import NestlingConfig
+from nestling.models.recurrent import RecurrentConfig
 from nestling.models.registry import register
 
 
 @register("rwkv-7")
-class RWKV7Config(NestlingConfig):
-    """Time mix and channel mix of RWKV-7; all fields are shared ones."""
+class RWKV7Config(RecurrentConfig):
+    """Time mix and channel mix of RWKV-7; it has no fields of its own."""
 
     def mixer(self, layer: int) -> nn.Module:
         """Time mix."""
-        return TimeMix(self.hidden_size, self.num_attention_heads, layer, self.num_hidden_layers)
+        return TimeMix(self.hidden_size, self.num_attention_heads, layer, self.num_hidden_layers).using(self.kernel)
 
     def channel(self, layer: int) -> nn.Module:
         """Channel mix."""
