@@ -1,6 +1,7 @@
 """Memories over a batch: equal to the token-by-token definition, whatever the cuts and wherever sequences stand."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from memory.tables import CHUNK, HIDDEN, OBJECTIVES, D, close, memory
 from nestling.errors import InputError
 from nestling.memory.memory import Memory
+from nestling.memory.objective import Huber
 from nestling.memory.retention import ChannelDecay
 from nestling.memory.run import Inputs, begin, read, run
 from nestling.memory.scan import scan
@@ -46,7 +48,7 @@ def problem(memory: Memory, length: int, batch: int = B) -> tuple[tuple, Inputs]
 
 def defined(memory: Memory, initial: tuple, inputs: Inputs) -> list[torch.Tensor]:
     """Outputs and final state of the definition."""
-    q, k, v, eta, log_alpha, beta, _ = inputs
+    q, k, v, eta, log_alpha, beta = inputs[:6]
     state = memory.init_state([w.expand(k.shape[0], *w.shape) for w in initial])
     y, state = scan(memory, state, q, k, v, eta, log_alpha.exp(), beta)
     return [y, *state.boundary, *state.current, *state.momentum]
@@ -68,7 +70,7 @@ def test_equals_the_definition(name: str, length: int) -> None:
     results = []
     for values in ([y, *carried.boundary, *carried.current, *carried.momentum], defined(mem, initial, inputs)):
         generator = torch.Generator().manual_seed(1)
-        loss = sum((torch.randn(x.shape, generator=generator) * x).sum() for x in values)
+        loss = torch.stack([(torch.randn(x.shape, generator=generator) * x).sum() for x in values]).sum()
         leaves = [*initial, *(x for x in inputs if x is not None)]
         results.append([*values, *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)])
     for a, b in zip(*results, strict=True):
@@ -132,6 +134,22 @@ def test_a_read_writes_nothing_and_sees_all_that_was_written(name: str) -> None:
     start = begin(mem, initial, B)
     close(read(mem, initial, inputs.q), read(mem, initial, inputs.q, start))
     assert not torch.allclose(read(mem, initial, inputs.q, carried), read(mem, initial, inputs.q))
+
+
+@torch.no_grad()
+def test_every_token_may_have_its_own_threshold() -> None:
+    mem = memory(rule="gd", objective="huber")
+    initial, inputs = problem(mem, 2 * CHUNK + 1)
+    threshold = torch.rand(B, H, 2 * CHUNK + 1)
+    y, _ = run(mem, initial, inputs._replace(threshold=threshold))
+    state, outputs = mem.init_state([w.expand(B, *w.shape) for w in initial]), []
+    for t in range(2 * CHUNK + 1):
+        one = replace(mem, objective=Huber(threshold[..., t, None, None]))
+        q, k, v, eta, log_alpha = (x for x in cut(inputs, slice(t, t + 1))[:5] if x is not None)
+        out, state = scan(one, state, q, k, v, eta, log_alpha.exp())
+        outputs.append(out)
+    close(y, torch.cat(outputs, 2))
+    assert not torch.allclose(y, run(mem, initial, inputs)[0])
 
 
 def test_what_has_no_such_form_is_refused() -> None:

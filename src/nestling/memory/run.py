@@ -21,7 +21,7 @@ from nestling.errors import InputError
 from nestling.memory.memory import Memory
 from nestling.memory.objective import Huber
 from nestling.memory.parallel import check_parallel
-from nestling.memory.stack import ALGEBRA, Carried, Gates, Kernel, Piece, Places, Stack, split
+from nestling.memory.stack import ALGEBRA, Carried, Gates, Kernel, Layers, Piece, Places, Stack, split
 
 
 class Inputs(NamedTuple):
@@ -98,14 +98,15 @@ def read(memory: Memory, initial: Sequence[Tensor], q: Tensor, carried: Carried 
 
 def _rows(memory: Memory, inputs: Inputs) -> list[Tensor | None]:
     """q, k, v `(N, T, .)` and the gates `(N, T)`."""
-    q, k, v, eta, log_alpha, beta = (None if x is None else x.flatten(0, 1) for x in inputs[:6])
+    q, k, v, eta, log_alpha = (x.flatten(0, 1) for x in inputs[:5])
+    beta, threshold = (None if x is None else x.flatten(0, 1) for x in (inputs.beta, inputs.threshold))
     live = None if inputs.live is None else inputs.live.repeat_interleave(inputs.k.shape[1], 0)
     if (beta is None) != (memory.momentum is None):
         raise InputError(
             f"beta {'is missing' if beta is None else 'was given'} but the memory has momentum={memory.momentum}; "
             "give beta exactly when the memory has momentum."
         )
-    threshold = None if inputs.threshold is None else inputs.threshold.flatten(0, 1).unsqueeze(-1)
+    threshold = None if threshold is None else threshold.unsqueeze(-1)
     return [memory.feature(q), memory.feature(k), v, threshold, *Gates.of(eta, log_alpha, beta, live)]
 
 
@@ -131,6 +132,8 @@ def _step(memory: Memory, stack: Stack, rows: tuple, kernel: Kernel) -> Tensor:
 
 def _carried(stack: Stack, places: Places, batch: int) -> Carried:
     """The state after the last live token."""
-    groups = stack.boundary, stack.current, stack.momentum
-    layers = (tuple(w.squeeze(0).unflatten(0, (batch, -1)).contiguous() for w in group) for group in groups)
-    return Carried(*layers, places.after())
+
+    def unfolded(group: Layers) -> tuple[Tensor, ...]:
+        return tuple(w.squeeze(0).unflatten(0, (batch, -1)).contiguous() for w in group)
+
+    return Carried(unfolded(stack.boundary), unfolded(stack.current), unfolded(stack.momentum), places.after())

@@ -9,6 +9,7 @@ from nestling.memory.memory import Memory
 from nestling.memory.objective import Objective
 from nestling.memory.retention import Decay
 from nestling.memory.rule import Rule
+from nestling.memory.run import check_run
 from nestling.models.config import NestlingConfig
 from nestling.models.registry import choice
 
@@ -37,7 +38,7 @@ class NeuralMemoryConfig(NestlingConfig):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1: give a positive number.")
         if type(self) is not NeuralMemoryConfig:
-            self.memory()
+            check_run(self.memory())
 
     def memory(self) -> Memory:
         """The memory's choices. Every model defines it."""
