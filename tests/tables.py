@@ -11,6 +11,7 @@ TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attent
 
 MODELS: dict[str, dict] = {
     "adatransformer": {},
+    "comba": {},
     "deltanet": {},
     "dla": {"chunk_size": 4},
     "gated-deltanet": {},
@@ -22,6 +23,7 @@ MODELS: dict[str, dict] = {
     "lstm": {},
     "memora": {"chunk_size": 4},
     "moneta": {"chunk_size": 4},
+    "ojanet": {},
     "retnet": {},
     "rwkv-7": {},
     "samba": {"sliding_window": 8, "state_size": 4},

@@ -106,7 +106,7 @@ def test_bf16_and_autocast_keep_the_matrix_in_float32():
 
 def test_start_size_and_forms():
     layer = mixer()
-    assert float(layer.log_step.exp()) == pytest.approx(START_STEP)
+    assert layer.log_step.detach().exp().item() == pytest.approx(START_STEP)
     (memory,) = layer.components()
     assert (memory.period, memory.parameters) == (1, D * WIDTH)
     assert mixer(None).output.weight.shape == (D, D)

@@ -9,7 +9,7 @@ from nestling.errors import InputError
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory, State
 from nestling.memory.minibatch import Chunks, run
-from nestling.memory.normed import EPS, Normed
+from nestling.memory.normed import EPS, Normed, gelu_and_slope
 from nestling.memory.objective import L2, Huber
 from nestling.memory.parallel import chunked
 from nestling.memory.scan import scan
@@ -43,7 +43,7 @@ def define(structure: Normed, weights: list[Tensor], q, k, v, eta, share) -> tup
 
 def by_hand(structure: Normed, weights: list[Tensor], q, k, v, eta, share) -> Tensor:
     """Literally: at every token one gradient of the loss, by autograd, at the weights where the mini-batch began."""
-    outputs = []
+    outputs, total = [], []
     for t in range(q.shape[1]):
         i = t % CHUNK
         if i == 0:
@@ -151,6 +151,15 @@ def test_writes_are_the_gradient(structure: Normed, objective) -> None:
     sights = structure.writes(weights, k, v, objective)
     for sight, gradient in zip(sights, torch.func.grad(total)(weights), strict=True):
         close(sight.delta.mT @ sight.x, gradient, 1e-12)
+
+
+def test_gelu_and_its_slope() -> None:
+    z = torch.linspace(-4, 4, 50, requires_grad=True)
+    y, slope = gelu_and_slope(z)
+    expected = torch.nn.functional.gelu(z, approximate="tanh")
+    close(y, expected, 1e-14)
+    close(slope, torch.autograd.grad(expected.sum(), z)[0], 1e-14)
+    torch.autograd.gradcheck(gelu_and_slope, z)
 
 
 def test_the_read_is_a_layer_norm_beside_a_residual() -> None:

@@ -52,6 +52,10 @@ class LinearMemory(nn.Module):
     """What the memory minimizes, in words."""
     rule: ClassVar[str]
     """How, in words."""
+    activation = staticmethod(functional.silu)
+    """Of the output gate."""
+    transposed: ClassVar[bool] = False
+    """The recurrence is one of the transpose, as Oja's: `k` is what is stored under, of the width of values."""
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class LinearMemory(nn.Module):
         rates = () if self.rates is None else self.rates(x).unflatten(-1, (-1, self.heads)).unbind(-2)
         y, kept["memory"] = self._remember((q, k, v, *rates), before.get("memory"), lengths)
         y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2)
-        y = y if self.gate is None else y * functional.silu(self.gate(x))
+        y = y if self.gate is None else y * self.activation(self.gate(x))
         return self.output(y), kept if keep else None
 
     def _remember(
@@ -119,7 +123,8 @@ class LinearMemory(nn.Module):
                 gone = ~mask(lengths, q.shape[2]).to(q.device)[:, None]
                 log_alpha = log_alpha.masked_fill(gone, 0)
                 v, p = (z if z is None else z.masked_fill(gone[..., None], 0) for z in (v, p))
-            y, memory = recur(q, k, v, log_alpha, None if p is None else (p, k), memory)
+            erase = None if p is None else (p, k)
+            y, memory = recur(q, k, v, log_alpha, erase, memory, transposed=self.transposed)
             return self.read(y), memory
 
     def components(self) -> list[Component]:

@@ -9,6 +9,7 @@ a direct target. Shapes as in structure.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,37 @@ from nestling.memory.structure import Linear, Sight
 
 EPS = 1e-6
 """Added to the variance."""
-_back = torch.ops.aten
+_C, _B = math.sqrt(2 / math.pi), 0.044715
+
+
+class _Gelu(torch.autograd.Function):
+    """GELU and its derivative, `z s(v)` and `s + z s (1 - s) w` with `s` the logistic function, `v = 2c (z + b z^3)`.
+
+    `w = v' = 2c (1 + 3 b z^2)`; the second derivative is `s (1 - s) (4 (w - c) + z w^2 (1 - 2 s))`. One logistic
+    function serves all three, where automatic differentiation takes a hyperbolic one each.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        square = z * z
+        s = square.mul(2 * _C * _B).add_(2 * _C).mul_(z).sigmoid_()
+        w = square.mul_(6 * _C * _B).add_(2 * _C)
+        y = z * s
+        slope = torch.addcmul(w, s, w, value=-1).mul_(y).add_(s)
+        ctx.save_for_backward(z, s, w, slope)
+        return y, slope
+
+    @staticmethod
+    def backward(ctx, y_grad: Tensor, slope_grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, s, w, slope = ctx.saved_tensors
+        second = s.mul(-2).add_(1).mul_(w).mul_(w).mul_(z).add_(w, alpha=4).sub_(4 * _C)
+        second.mul_(torch.addcmul(s, s, s, value=-1))
+        return (y_grad * slope).addcmul_(slope_grad, second)
+
+
+def gelu_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU in its tanh approximation, and its derivative; differentiable once, any shape."""
+    return _Gelu.apply(z)  # pyright: ignore[reportReturnType]
 
 
 def ones(x: Tensor) -> Tensor:
@@ -68,18 +99,17 @@ class Normed:
 
     def writes(self, weights: Sequence[Tensor], k: Tensor, v: Tensor, objective: Objective) -> list[Sight]:
         """With `e` the gradient at the output, W1 sees `norm'(z)^T (gain * e)`; W2 that, through W1 and the GELU."""
-        inputs = [ones(k)]
+        inputs, slope = [ones(k)], None
         if self.layers == 2:
-            hidden = inputs[0] @ weights[1].mT
-            inputs.append(ones(gelu(hidden, approximate="tanh")))
+            hidden, slope = gelu_and_slope(inputs[0] @ weights[1].mT)
+            inputs.append(ones(hidden))
         z = inputs[-1] @ weights[0].mT
-        normed, mean, deviation = torch.native_layer_norm(z, z.shape[-1:], None, None, EPS)
+        shape = z.shape[-1:]
+        normed, mean, scale = torch.native_layer_norm(z, shape, None, None, EPS)
         e = objective.delta(k + torch.addcmul(self.bias, self.gain, normed), v) * self.gain
-        delta = _back.native_layer_norm_backward(e, z, z.shape[-1:], mean, deviation, None, None, [True, False, False])[
-            0
-        ]
+        back = torch.ops.aten.native_layer_norm_backward
+        delta = back(e, z, shape, mean, scale, None, None, [True, False, False])[0]
         sights = [Sight(inputs[-1], delta, None)]
-        if self.layers == 2:
-            delta = _back.gelu_backward(delta @ weights[0][..., :-1], hidden, approximate="tanh")
-            sights.append(Sight(inputs[0], delta, None))
+        if slope is not None:
+            sights.append(Sight(inputs[0], (delta @ weights[0][..., :-1]) * slope, None))
         return sights

@@ -1,18 +1,18 @@
-"""The selective state space S6 (Mamba, arXiv 2312.00752, Eq. 2 and Algorithm 2), with inputs that choose step and rows:
+"""The selective state space S6 (Mamba, arXiv 2312.00752, formulas 2a-b, Sec. 3.2), whose inputs choose step and rows:
 
     h_t = exp(dt_t A) * h_{t-1} + B_t (dt_t x_t)^T
     y_t = h_t^T C_t + D * x_t
 
 It is a linear memory that writes value `dt x` under key `B` by the Hebbian rule and is read by query `C`. A decay of
-its own for every entry sets it apart: nothing factors into products of keys and queries, and a scan in log(C) parallel
-steps costs more than it saves. So the tokens of a chunk share the exponentials, the outer products and the reads, and
-only `h = a * h + u` goes from token to token, for all sequences, channels and states at once. Decays are exponentials
-of negative numbers that nothing is divided by, so they may be as small as they like. The backward pass is written by
-hand. It computes a chunk's states again from the one before it, so that of all states (B, T, N, E) one a chunk is kept.
-No second derivatives.
+its own for every entry sets it apart: nothing factors into products of keys and queries, and a parallel scan by
+doubling costs more than it saves. So the tokens of a chunk share the exponentials, the outer products and the reads,
+and only `h = a * h + u` goes from token to token, for all sequences, channels and states at once. Decays are
+exponentials of negative numbers that nothing is divided by, so they may be as small as they like. The backward pass is
+written by hand. It computes a chunk's states again from the one before it, so that of all states (B, T, N, E) one a
+chunk is kept. No second derivatives.
 
-Letters: B batch, T tokens, E channels, N states of each channel. A (N, E) is negative, dt >= 0; a token with dt = 0
-passes the state unchanged.
+Shapes: batch B, tokens T, channels E, states N of each channel. Rates A (N, E) are negative and steps dt (B, T, E) are
+not; a token with dt = 0 passes the state unchanged.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _chunks(length: int, size: int) -> Iterator[tuple[int, slice]]:
 
 
 def _states(v: Tensor, dt: Tensor, A: Tensor, B: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Decays and states (B, C, N, E) of a chunk's C tokens."""
+    """Decays and states (B, tokens, N, E) of a chunk."""
     decay = (dt.unsqueeze(2) * A).exp_()
     h = B.unsqueeze(3) * v.unsqueeze(2)
     for t in range(h.shape[1]):
@@ -84,10 +84,13 @@ def _run(
     return y, state.clone(), starts
 
 
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _shapes(v: Tensor, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Room for the reads and for the states before the chunks."""
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    return y, state.new_empty(-(-v.shape[1] // size), *state.shape)
+    return _like(v), state.new_empty(-(-v.shape[1] // size), *state.shape)
 
 
 @torch.library.custom_op("nestling::selective_backward", mutates_args=())
@@ -95,9 +98,8 @@ def _back(
     dy: Tensor, carry: Tensor, v: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `_run`'s first six arguments; `carry` is the gradient of the last state."""
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (v, dt, B, C)]
-    dv, ddt, dB, dC = grads
-    dA = torch.zeros_like(A)
+    dv, ddt, dA, dB, dC = (_like(x) for x in (v, dt, A, B, C))
+    dA.zero_()
     for i, now in reversed(list(_chunks(v.shape[1], size))):
         dt_, v_, dy_ = dt[:, now].unsqueeze(2), v[:, now].unsqueeze(3), dy[:, now].unsqueeze(3)
         decay, h = _states(v[:, now], dt[:, now], A, B[:, now], starts[i])
@@ -119,12 +121,12 @@ def _back(
 @_run.register_fake
 def _(v, dt, A, B, C, state, size):
     y, starts = _shapes(v, state, size)
-    return y, torch.empty_like(state), starts
+    return y, _like(state), starts
 
 
 @_back.register_fake
 def _(dy, carry, v, dt, A, B, C, starts, size):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (v, dt, A, B, C, carry))
+    return tuple(_like(x) for x in (v, dt, A, B, C, carry))
 
 
 def _keep(ctx, inputs, output) -> None:

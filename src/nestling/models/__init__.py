@@ -6,6 +6,7 @@
 
 from nestling.models import (  # noqa: F401  (one name a model)
     adatransformer,
+    comba,
     deltanet,
     dla,
     gated_deltanet,
@@ -15,6 +16,7 @@ from nestling.models import (  # noqa: F401  (one name a model)
     lstm,
     memora,
     moneta,
+    ojanet,
     retnet,
     rwkv7,
     samba,
