@@ -7,8 +7,6 @@ GROWING: models whose state grows with the text.
 LOCAL: models that see nothing but a window of tokens.
 UNBOUNDED: models that, as published, nothing holds back: AdaTransformer adds its writes up without end, SRWM grows
     to 1e13 and more where one token repeats for 16k tokens. Of them it is only asked that all numbers stay finite.
-UNBOUNDED: models whose paper gives them nothing that holds the state: AdaTransformer adds values for ever, and SRWM's
-    matrix writes to itself what it reads. Over long streams only finite numbers are asked of them.
 """
 
 TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -21,7 +21,6 @@ Shapes: B batch, H heads, N = B * H, T tokens, d head width, M updated memories,
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -123,7 +122,7 @@ class SelfModifying:
         """All memories, in the order of `Slow.initial`."""
         return (*PROJECTIONS[: 5 if self.adaptive_query else 4], CONTENT)
 
-    @cached_property
+    @property
     def stack(self) -> tuple[str, ...]:
         """The updated memories, in the order of the state."""
         return tuple(name for name in self.names if name in self.updated)
