@@ -49,7 +49,7 @@ def compare(x: Inputs, tolerance: float = 1e-10, **options) -> None:
         tensors = [z.detach().requires_grad_() for z in x.tensors()]
         y, last = x.run(form, *tensors, **extra)
         generator = torch.Generator().manual_seed(1)
-        loss = sum((z * torch.randn(z.shape, generator=generator)).sum() for z in (y, last))
+        loss = torch.stack([(z * torch.randn(z.shape, generator=generator)).sum() for z in (y, last)]).sum()
         found.append([y, last, *torch.autograd.grad(loss, tensors)])
     for a, b in zip(*found, strict=True):
         assert a.isfinite().all()

@@ -122,7 +122,8 @@ class LinearMemory(nn.Module):
             if lengths is not None:
                 gone = ~mask(lengths, q.shape[2]).to(q.device)[:, None]
                 log_alpha = log_alpha.masked_fill(gone, 0)
-                v, p = (z if z is None else z.masked_fill(gone[..., None], 0) for z in (v, p))
+                v = v.masked_fill(gone[..., None], 0)
+                p = None if p is None else p.masked_fill(gone[..., None], 0)
             erase = None if p is None else (p, k)
             y, memory = recur(q, k, v, log_alpha, erase, memory, transposed=self.transposed)
             return self.read(y), memory
