@@ -15,17 +15,16 @@ decay to the chunk's end: one product a chunk is all that is left to do in seque
 
 Nothing overflows at any decay: products of one decay a token are exponentials of differences of sums of logarithms;
 with one per channel the scores are built by halving the chunk, where the tokens of the second half meet those of the
-first at the boundary between them, so that both factors are at most one, and each half is halved again. Where the
-decays are known to be weak (RWKV-7: at least 0.545 a token), their product over a chunk is far from underflow: every
-row is scaled to one level, e^(floor C / 2), and the scores are plain products.
+first at the boundary between them, so that both factors are at most one, and each half is halved again. Where decays
+are known to be weak (RWKV-7: at least 0.545 a token), no product over the part is far from one, and one matrix product
+of rows scaled to one level will do.
 
 Shapes: T tokens, `d` key width, `o` value width, N chunks of C tokens; leading dimensions `...` are free.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -36,11 +35,8 @@ from nestling.errors import InputError
 from nestling.memory.chunk import LOG_FLOOR, decays, solve_unit_lower
 
 Erase = tuple[Tensor, Tensor]
-Scores = Callable[..., Tensor]
-"""Of `x` and `y (..., C, d)`: `<x_t, G[t,s] * y_s> (..., C, C)` for `s <= t`, or with `previous=True`
-`<x_t, G[t-1,s] * y_s>` for `s < t`."""
 SPAN = 40.0
-"""Where the logarithms of a chunk's decays add up to no less than -SPAN, e^20 and e^-20 are the largest factors."""
+"""Tokens whose logarithms of decays add up to no less than -SPAN meet at one level: factors reach e^20 and e^-20."""
 
 
 def recur_scan(
@@ -95,7 +91,7 @@ def recur(
             for a memory that erases nothing; no system is then solved.
         state: `S_0 (..., o, d)`; None for zero.
         size: tokens a chunk; a power of two where decays are per channel.
-        floor: least logarithm of a decay. Where it is known to be near zero, decays per channel cost little.
+        floor: least logarithm of a decay, at least `LOG_FLOOR`; near zero, decays per channel cost little.
         transposed: read `y_t = S_t^T q_t (..., T, d)` with queries `(..., T, o)`, as Oja's rule does, whose recurrence
             is that of the transpose; for one decay a token.
 
@@ -108,31 +104,18 @@ def recur(
     q, k, v, *pair = (_chunks(x, size, dtype) for x in (q, k, v, *_distinct(k, erase)))
     log_alpha = _chunks(log_alpha if channels else log_alpha.unsqueeze(-1), size, dtype).clamp_min(floor)
     total = log_alpha.cumsum(-2)
-    before, last = pad(total[..., :-1, :], (0, 0, 1, 0)), total[..., -1:, :]
-    if channels and -floor * size <= SPAN:
-        # Every row times its decay to one fixed level: what is left between two rows is a plain product.
-        middle = floor * size / 2
-        early = (middle - total).exp()
-        q, k = q * (total - middle).exp(), k * early
-        pair = [x * scale for x, scale in zip(pair, ((before - middle).exp(), early), strict=False)]
-        g = g_before = math.exp(middle)
-        scores, end = _plain, (last - middle).exp()
+    g, end = total.exp(), (total[..., -1:, :] - total).exp()
+    scores, weights = (partial(_halved, floor), total) if channels else (_scaled, decays(log_alpha.squeeze(-1))[1])
+    keys, values, p = (k, *pair[1:]), (v,), pair[0] if pair else None
+    seen, erased = scores(weights, None if transposed else q, p, keys)
+    if p is None or erased is None:
+        starts, last = _carry(v.mT @ (end * k), g[..., -1:, :], torch.mul, state)
     else:
-        g, g_before, end = total.exp(), before.exp(), (last - total).exp()
-        scores = partial(_halved, total) if channels else partial(_scaled, decays(log_alpha.squeeze(-1))[1])
-    if pair:
-        rows, starts, last = _erasing(k, v, pair, g_before, end, last.exp(), scores, state)
+        values, starts, last = _erasing(keys, v, p, g, end, erased, state)
+    if seen is not None:
+        y = (g * q) @ starts.mT + seen @ torch.cat(values, -2)
     else:
-        rows = [(k, v)]
-        starts, last = _carry(v.mT @ (end * k), last.exp(), torch.mul, state)
-    if transposed:
-        y = g * (q @ starts)
-        for key, value in rows:
-            y = y + scores(q, value) @ key
-    else:
-        y = (g * q) @ starts.mT
-        for key, value in rows:
-            y = y + scores(q, key) @ value
+        y = g * (q @ starts) + _weighted(q, values, weights) @ torch.cat(keys, -2)
     return y.flatten(-3, -2)[..., :length, :], last
 
 
@@ -142,31 +125,24 @@ def _distinct(k: Tensor, erase: Erase | None) -> tuple[Tensor, ...]:
 
 
 def _erasing(
-    k: Tensor,
-    v: Tensor,
-    pair: list[Tensor],
-    before: Tensor | float,
-    end: Tensor,
-    passed: Tensor,
-    scores: Scores,
-    state: Tensor | None,
-) -> tuple[list[Erase], Tensor, Tensor]:
-    """The rows (key, value) that all chunks write, and the states at their starts and after the last.
+    keys: Sequence[Tensor], v: Tensor, p: Tensor, g: Tensor, end: Tensor, erased: Tensor, state: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """The values that go with the keys, and the states at the starts of all chunks and after the last.
 
-    before, end, passed: products of decays before each token, from each to the end, and of the whole chunk.
+    `erased (..., C, n C)`: scores of p with each of the n keys.
     """
-    p, r = pair if len(pair) > 1 else (*pair, k)
-    first = v if r is k else -(scores(p, k, previous=True) @ v)
-    carried = before * -p
-    solved = solve_unit_lower(scores(p, r, previous=True), torch.cat((first, carried), -1))
-    widths = [v.shape[-1], k.shape[-1]]
-    written, flow = (solved.mT @ (end * r)).split(widths, -2)
-    written = written if r is k else written + v.mT @ (end * k)
-    kept = passed * torch.eye(widths[1], dtype=k.dtype, device=k.device)
+    shared, width = len(keys) == 1, v.shape[-2]
+    first = v if shared else -(erased[..., :width] @ v)
+    carried = pad(g[..., :-1, :], (0, 0, 1, 0), value=1.0) * -p
+    solved = solve_unit_lower(erased[..., -width:], torch.cat((first, carried), -1))
+    widths = [v.shape[-1], p.shape[-1]]
+    written, flow = (solved.mT @ (end * keys[-1])).split(widths, -2)
+    written = written if shared else written + v.mT @ (end * keys[0])
+    kept = g[..., -1:, :] * torch.eye(widths[1], dtype=p.dtype, device=p.device)
     starts, last = _carry(written, flow + kept, torch.matmul, state)
     fixed, moved = solved.split(widths, -1)
     e = fixed + moved @ starts.mT
-    return ([(k, e)] if r is k else [(k, v), (r, e)]), starts, last
+    return ((e,) if shared else (v, e)), starts, last
 
 
 def _carry(
@@ -182,35 +158,60 @@ def _carry(
     return torch.stack(starts, -3), current
 
 
-def _plain(x: Tensor, y: Tensor, previous: bool = False) -> Tensor:
-    """Scores of rows that hold their decays."""
-    return (x @ y.mT).tril(-1 if previous else 0)
+def _scaled(
+    G: Tensor, q: Tensor | None, p: Tensor | None, keys: Sequence[Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scores of the reads with the n keys, side by side, `(..., C, n C)`, for one decay a token, `G (..., C, C)`.
+
+    `<q_t, k_s> G[t,s]` for `s <= t`, and `<p_t, k_s> G[t-1,s]` for `s < t`.
+    """
+    seen = None if q is None else _weighted(q, keys, G)
+    return seen, None if p is None else _weighted(p, keys, pad(G[..., :-1, :], (0, 0, 1, 0)))
 
 
-def _scaled(G: Tensor, x: Tensor, y: Tensor, previous: bool = False) -> Tensor:
-    """Scores with one decay a token, `G (..., C, C)`."""
-    return (x @ y.mT) * (pad(G[..., :-1, :], (0, 0, 1, 0)) if previous else G)
+def _weighted(x: Tensor, rows: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """`<x_t, y_s> weight[t,s]` for each of the n rows, side by side, `(..., C, n C)`."""
+    return (x @ torch.cat(tuple(rows), -2).mT) * torch.cat((weight,) * len(rows), -1)
 
 
-def _halved(total: Tensor, x: Tensor, y: Tensor, previous: bool = False) -> Tensor:
-    """Scores with decays per channel, from the running sums `total (..., C, d)` of their logarithms."""
-    at = pad(total[..., :-1, :], (0, 0, 1, 0)) if previous else total
-    scores = _halves(at, total, x, y)
-    return scores.tril(-1) if previous else scores
+def _halved(
+    floor: float, total: Tensor, q: Tensor | None, p: Tensor | None, keys: Sequence[Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """`_scaled` with decays per channel, from the running sums `total (..., C, d)` of their logarithms."""
+    assert q is not None
+    y, until = torch.stack(tuple(keys), -3), total.unsqueeze(-3)
+    if p is None:
+        return _halves(floor, until, until, q.unsqueeze(-3), y).flatten(-4, -3).flatten(-2), None
+    at = torch.stack((total, pad(total[..., :-1, :], (0, 0, 1, 0))), -3)
+    seen, erased = _halves(floor, at, until, torch.stack((q, p), -3), y).unbind(-4)
+    before = torch.ones_like(erased[..., 0, :]).tril(-1).unsqueeze(-2)
+    return seen.flatten(-2), (erased * before).flatten(-2)
 
 
-def _halves(at: Tensor, total: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`<x_t, exp(at_t - total_s) * y_s>` for `s < t` and `<x_t, y_t>` on the diagonal, `(..., C, C)`."""
+def _halves(floor: float, at: Tensor, total: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`<x_t, exp(at_t - total_s) * y_s>` for `s < t` and `<x_t, y_t>` for `s = t`, `(..., m, C, n, C)`.
+
+    Of reads `x, at (..., m, C, d)` and keys `y (..., n, C, d)`, `total (..., 1, C, d)`.
+    """
     if x.shape[-2] == 1:
-        return x @ y.mT
+        return (x.squeeze(-2) @ y.squeeze(-2).mT)[..., None, :, None]
+    if -floor * x.shape[-2] <= SPAN:
+        level = total[..., :1, :] + floor * x.shape[-2] / 2
+        met = _met(x * (at - level).exp(), y * (level - total).exp())
+        return met * met.new_ones(met.shape[-3], met.shape[-1]).tril().unsqueeze(-2)
     half = x.shape[-2] // 2
-    at, total, x, y = (z.unflatten(-2, (2, half)) for z in (at, total, x, y))
-    first, second = _halves(at, total, x, y).unbind(-3)
-    middle = total[..., 0, -1:, :]
-    late = x[..., 1, :, :] * (at[..., 1, :, :] - middle).exp()
-    early = y[..., 0, :, :] * (middle - total[..., 0, :, :]).exp()
-    below = torch.cat((late @ early.mT, second), -1)
-    return torch.cat((pad(first, (0, half)), below), -2)
+    at, total, x, y = (z.unflatten(-2, (2, half)).movedim(-3, -4) for z in (at, total, x, y))
+    first, second = _halves(floor, at, total, x, y).unbind(-5)
+    middle = total[..., 0, :, -1:, :]
+    late = x[..., 1, :, :, :] * (at[..., 1, :, :, :] - middle).exp()
+    early = y[..., 0, :, :, :] * (middle - total[..., 0, :, :, :]).exp()
+    return torch.cat((pad(first, (0, half)), torch.cat((_met(late, early), second), -1)), -3)
+
+
+def _met(x: Tensor, y: Tensor) -> Tensor:
+    """`<x_t, y_s> (..., m, C, n, C)` of reads `x (..., m, C, d)` and keys `y (..., n, C, d)`."""
+    scores = x.flatten(-3, -2) @ y.flatten(-3, -2).mT
+    return scores.unflatten(-1, (-1, y.shape[-2])).unflatten(-3, (-1, x.shape[-2]))
 
 
 def _chunk_size(size: int, length: int, channels: bool, transposed: bool) -> int:
