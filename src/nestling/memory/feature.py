@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import elu
 
 from nestling.errors import InputError
 
@@ -47,8 +46,8 @@ class Positive:
         return d
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`elu(x) + 1`."""
-        return elu(x) + 1
+        """`elu(x) + 1`, which is `exp(x)` below zero: positive there too, where `elu(x)` rounds to -1."""
+        return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
 
 
 @dataclass(frozen=True)
