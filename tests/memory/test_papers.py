@@ -72,7 +72,7 @@ def squares(y: Tensor, v: Tensor) -> Tensor:
 
 
 def test_titans() -> None:
-    """S_t = beta_t S_{t-1} - eta_t grad, W_t = alpha_t W_{t-1} + S_t (arXiv 2501.00663, Eq. 13-14)."""
+    """S_t = beta_t S_{t-1} - eta_t grad, W_t = alpha_t W_{t-1} + S_t (arXiv 2501.00663, equations 13 and 14)."""
     start, inputs = problem(momentum=True)
     found = ours(start, inputs, L2(), Decay("zero"), momentum=Momentum(average=False))
     close(found, literal(start, inputs, squares))
@@ -88,13 +88,13 @@ def test_titans() -> None:
     ids=["dla", "yaad", "moneta"],
 )
 def test_losses(objective, loss: Loss) -> None:
-    """W_t = alpha_t W_{t-1} - eta_t grad (arXiv 2505.23735; 2504.13173, Eq. 10 and 14)."""
+    """W_t = alpha_t W_{t-1} - eta_t grad (arXiv 2505.23735; 2504.13173, equations 10 and 14)."""
     start, inputs = problem()
     close(ours(start, inputs, objective, Decay("zero")), literal(start, inputs, loss))
 
 
 def test_moneta() -> None:
-    """A_t = alpha_t A_{t-1} - eta_t grad, W_t = A_t / |A_t|_4^2 at every chunk's end (arXiv 2504.13173, Eq. 24)."""
+    """A_t = alpha_t A_{t-1} - eta_t grad, W_t = A_t / |A_t|_4^2 at a chunk's end (arXiv 2504.13173, equation 24)."""
     start, inputs = problem()
 
     def link(z: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_moneta() -> None:
 
 
 def test_memora() -> None:
-    """W_t = c softmax(alpha_t log W_{t-1} - eta_t grad) (arXiv 2504.13173, Eq. 21)."""
+    """W_t = c softmax(alpha_t log W_{t-1} - eta_t grad) (arXiv 2504.13173, equation 21)."""
     start, inputs = problem()
     expected = literal(
         [2 * w.softmax(-1) for w in start],

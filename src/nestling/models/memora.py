@@ -1,4 +1,4 @@
-"""Memora (Miras, arXiv 2504.13173, Eq. 21): L2 and KL retention on an MLP, whose weights are distributions."""
+"""Memora (Miras, arXiv 2504.13173, equation 21): L2 and KL retention on an MLP, whose weights are distributions."""
 
 from dataclasses import replace
 

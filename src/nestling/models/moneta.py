@@ -1,4 +1,4 @@
-"""Moneta (Miras, arXiv 2504.13173, Eq. 24-25): an L_p loss and L_q retention on an MLP."""
+"""Moneta (Miras, arXiv 2504.13173, equations 24 and 25): an L_p loss and L_q retention on an MLP."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Titans' long-term memory alone, LMM (Titans, arXiv 2501.00663, Eq. 8-15): L2, momentum and decay on an MLP."""
+"""Titans' long-term memory alone, LMM (arXiv 2501.00663, equations 8 to 15): L2, momentum and decay on an MLP."""
 
 from dataclasses import replace
 
