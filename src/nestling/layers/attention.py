@@ -1,6 +1,7 @@
 """Causal softmax attention with rotary positions.
 
-Letters: B batch, T new tokens, L kept and new tokens, H heads, G key-value heads, d width of a head.
+Letters: B batch, T new tokens, L kept and new tokens, P persistent tokens, H heads, G key-value heads, d width of a
+head.
 """
 
 import functools
@@ -31,7 +32,7 @@ def _angles(length: int, width: int, theta: float, device: torch.device) -> tupl
 
 
 @torch.compiler.assume_constant_result
-def _tables(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def angles(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """`_angles` of at least `length` positions, of a power of two so that few are made; a constant to the compiler."""
     return _angles(1 << max(8, (length - 1).bit_length()), width, theta, device)
 
@@ -45,7 +46,7 @@ def rotary(
     and shared by all layers.
     """
     start, last = (0, 0) if position is None else (common(position), int(position.max()))
-    cosine, sine = _tables(last + length, width, theta, device)
+    cosine, sine = angles(last + length, width, theta, device)
     if position is not None and start is None:
         index = (position[:, None] + torch.arange(length)).to(device)
         return cosine[index][:, :, None], sine[index][:, :, None]
@@ -59,6 +60,13 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine).to(x.dtype)
 
 
+def persistent(tokens: int, hidden_size: int) -> nn.Parameter:
+    """Learned tokens (P, D) of the size of normed ones."""
+    parameter = nn.Parameter(torch.randn(tokens, hidden_size))
+    parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
+    return parameter
+
+
 class Attention(nn.Module):
     """Softmax attention; its state is the cache of keys and values.
 
@@ -68,6 +76,9 @@ class Attention(nn.Module):
         num_key_value_heads: heads G of keys and values, each shared by H / G query heads; None: H.
         sliding_window: a token sees itself and this many minus one before it; None: all.
         rope_theta: base of the rotary wavelengths.
+        persistent_tokens: number P of learned tokens in front of the sequence that every token sees, however far it is
+            (Titans, arXiv 2501.00663, Sec. 3.3). They stand at no position: queries meet their keys unrotated.
+        output: False: end before the output projection.
 
     Raises:
         InputError: D is not divisible by H, H not by G, or a head's width is odd.
@@ -80,6 +91,8 @@ class Attention(nn.Module):
         num_key_value_heads: int | None = None,
         sliding_window: int | None = None,
         rope_theta: float = 10000.0,
+        persistent_tokens: int = 0,
+        output: bool = True,
     ):
         super().__init__()
         self.heads, self.groups = num_attention_heads, num_key_value_heads or num_attention_heads
@@ -97,7 +110,13 @@ class Attention(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key = nn.Linear(hidden_size, self.groups * self.width, bias=False)
         self.value = nn.Linear(hidden_size, self.groups * self.width, bias=False)
-        self.output = Output(hidden_size, hidden_size)
+        self.output = Output(hidden_size, hidden_size) if output else nn.Identity()
+        self.persistent = persistent(persistent_tokens, hidden_size) if persistent_tokens else None
+
+    def reset_parameters(self) -> None:
+        """Persistent tokens of the size of normed ones."""
+        if self.persistent is not None:
+            nn.init.normal_(self.persistent)
 
     def forward(
         self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False
@@ -115,7 +134,9 @@ class Attention(nn.Module):
         """`forward` behind the projections: query (B, T, H d), key and value (B, T, G d), not yet rotated."""
         position, count = (None, None) if state is None else (state["position"], state["count"])
         tables = rotary(position, query.shape[1], self.width, self.theta, query.device)
-        query = rotate(query.unflatten(-1, (-1, self.width)), tables)
+        query = query.unflatten(-1, (-1, self.width))
+        turned = rotate(query, tables)
+        query = turned if self.persistent is None else torch.cat((turned, query), -1)
         key = rotate(key.unflatten(-1, (-1, self.width)), tables).flatten(2)
         if state is not None:
             key, _ = join(state["k"], state["count"], key, lengths)
@@ -135,6 +156,8 @@ class Attention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, count: Tensor | None) -> Tensor:
         """query (B, T, H, d), key and value (B, L, G d), `count` of their rows older than the queries: (B, T, D).
 
+        With persistent tokens, queries are [rotated, unrotated] (B, T, H, 2d).
+
         Padding needs no mask of its own: it lies behind every real token, and a query sees nothing behind itself.
         Long sequences go in blocks of queries, each with the rows that its windows reach: linear in T.
         """
@@ -143,13 +166,31 @@ class Attention(nn.Module):
             first = full(len(query), 0) if count is None else count
             parts = query.split(block, 1)
             return torch.cat([self._block(q, key, value, first + i * block) for i, q in enumerate(parts)], 1)
+        mask = self._mask(count, query.shape[1], key.shape[1], query.device)
+        causal = mask is None and query.shape[1] > 1
         key, value = (z.unflatten(-1, (self.groups, self.width)).transpose(1, 2) for z in (key, value))
+        if self.persistent is not None:
+            key, value, mask = self._behind_persistent(key, value, mask)
         if self.groups < self.heads:
             key, value = (z.repeat_interleave(self.heads // self.groups, 1) for z in (key, value))
-        mask = self._mask(count, query.shape[1], key.shape[2], query.device)
-        causal = mask is None and (count is None or query.shape[1] > 1)
-        y = functional.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal)
-        return y.transpose(1, 2).flatten(2)
+        y = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal, scale=self.width**-0.5
+        )
+        return y[..., : self.width].transpose(1, 2).flatten(2)
+
+    def _behind_persistent(
+        self, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, G, P + L, 2d) and what each query sees of them.
+
+        The rotated half of a query meets the keys of the sequence, the other half those of the persistent tokens.
+        """
+        assert self.persistent is not None
+        first = (linear(self.persistent).unflatten(-1, (self.groups, self.width)) for linear in (self.key, self.value))
+        front, contents = (z.transpose(0, 1).expand(len(key), -1, -1, -1) for z in first)
+        key = torch.cat((functional.pad(front, (self.width, 0)), functional.pad(key, (0, self.width))), 2)
+        value = functional.pad(torch.cat((contents, value), 2), (0, self.width))  # kernels want one width for all
+        return key, value, None if mask is None else functional.pad(mask, (len(self.persistent), 0), value=True)
 
     def _block(self, query: Tensor, key: Tensor, value: Tensor, first: Tensor) -> Tensor:
         """`_attend` for queries of which the first stand at rows `first` (B,), over no more rows than they reach."""
@@ -162,7 +203,8 @@ class Attention(nn.Module):
         """Which of the rows (B or 1, 1, T, L) each query sees; None where plain causality says it, or all are seen."""
         old = 0 if count is None else common(count)
         inside = self.window is None or rows <= self.window
-        if inside and (old == 0 or (old is not None and length == 1)):
+        plain = old == 0 and self.persistent is None
+        if inside and (plain or (old is not None and length == 1)):
             return None
         first = old or 0
         if count is not None and old is None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestling.layers.stream import full, tail
+from nestling.layers.stream import tail
 from nestling.levels.clock import Component
 from nestling.levels.modules import window
 
@@ -57,5 +57,6 @@ class ShortConvolution(nn.Module):
         y = functional.silu(y) if self.silu else y
         if not keep:
             return y, None
-        start = full(batch, length) if lengths is None else lengths
-        return y, {"rows": tail(joined, start, start + self.width - 1)[0]}
+        if lengths is None:
+            return y, {"rows": joined[:, length:].clone()}
+        return y, {"rows": tail(joined, lengths, lengths + self.width - 1)[0]}

@@ -45,16 +45,25 @@ class NeuralMemory(nn.Module):
         memory_hidden_size: hidden width h of each memory.
         memory: what the memories are.
         readout: standard deviation of a read-out layer at the start, times the square root of its input width.
+        output: False: y alone, neither normed nor gated nor projected.
 
     Raises:
         InputError: a memory that memory/run.py does not compute.
     """
 
-    def __init__(self, hidden_size: int, heads: int, memory_hidden_size: int, memory: Memory, readout: float = 0.2):
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        memory_hidden_size: int,
+        memory: Memory,
+        readout: float = 0.2,
+        output: bool = True,
+    ):
         super().__init__()
         check_run(memory)
         self.heads, self.width, self.memory, self.readout = heads, hidden_size // heads, memory, readout
-        self.project = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.project = nn.Linear(hidden_size, (4 if output else 3) * hidden_size, bias=False)
         self.conv = ShortConvolution(3 * hidden_size, silu=True)
         self.gated = ["eta", "alpha"]
         self.gated += ["beta"] if memory.momentum is not None else []
@@ -62,8 +71,8 @@ class NeuralMemory(nn.Module):
         self.gates = nn.Linear(hidden_size, len(self.gated) * heads)
         shapes = memory.structure.shapes(self.width, self.width, memory_hidden_size)
         self.initial = nn.ParameterList(torch.empty(heads, *shape) for shape in shapes)
-        self.norm = RMSNorm(self.width)
-        self.output = Output(hidden_size, hidden_size)
+        self.norm = RMSNorm(self.width) if output else None
+        self.output = Output(hidden_size, hidden_size) if output else None
         for parameter in (*self.initial, self.gates.bias):
             parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
         self.reset_parameters()
@@ -91,20 +100,34 @@ class NeuralMemory(nn.Module):
         The state holds the convolution's rows and, for each linear layer i, deviations "boundary{i}" and "current{i}"
         (and "momentum{i}") (B, H, out, in), and the tokens seen, "count" (B,).
         """
-        rows, gate = self.project(x).split([3 * self.heads * self.width, self.heads * self.width], -1)
-        rows, tail = self.conv(rows, None if state is None else state["conv"], lengths, keep)
+        inputs, gate, tail = self.inputs(x, None if state is None else state["conv"], lengths, keep)
+        with torch.autocast(x.device.type, enabled=False):
+            y, after = run(self.memory, self.weights(inputs.k.dtype), inputs, carried(state), keep)
+        y = y.transpose(1, 2).to(x.dtype)
+        if self.norm is None or self.output is None:
+            y = y.flatten(2)
+        else:
+            y = self.output(self.norm(y).flatten(2) * functional.silu(gate))
+        return y, None if after is None else {"conv": tail, **kept(after)}
+
+    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+        """What each layer starts at (H, out, in)."""
+        return [w.to(dtype) for w in self.initial]
+
+    def inputs(
+        self, x: Tensor, conv: dict | None = None, lengths: Tensor | None = None, keep: bool = False
+    ) -> tuple[Inputs, Tensor, dict | None]:
+        """What the memories are given of x (B, T, D), in at least float32; W_g x; and the convolution's state."""
+        rows, gate = self.project(x).tensor_split([3 * x.shape[-1]], -1)
+        rows, tail = self.conv(rows, conv, lengths, keep)
         dtype = torch.promote_types(x.dtype, torch.float32)
         gates = self.gates(x).transpose(1, 2)
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = rows.to(dtype).unflatten(-1, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
-            inputs = self._inputs(q, k, v, gates.to(dtype), live_tokens(lengths, x))
-            initial = [w.to(dtype) for w in self.initial]
-            y, after = run(self.memory, initial, inputs, carried(state), keep)
-        y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2) * functional.silu(gate)
-        return self.output(y), None if after is None else {"conv": tail, **kept(after)}
+            return self._inputs(q, k, v, gates.to(dtype), live_tokens(lengths, x)), gate, tail
 
     def _inputs(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, live: Tensor | None) -> Inputs:
-        """What the memories are given; q, k, v (B, H, T, d), gates (B, gates * H, T)."""
+        """The same from q, k, v (B, H, T, d) and gates (B, gates * H, T)."""
         gate = dict(zip(self.gated, gates.split(self.heads, 1), strict=True))
         beta = torch.sigmoid(gate["beta"]) if "beta" in gate else None
         threshold = softplus(gate["delta"]) if "delta" in gate else None

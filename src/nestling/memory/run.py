@@ -22,6 +22,7 @@ from nestling.memory.memory import Memory
 from nestling.memory.objective import Huber
 from nestling.memory.parallel import check_parallel
 from nestling.memory.stack import ALGEBRA, Carried, Gates, Kernel, Layers, Piece, Places, Stack, split
+from nestling.memory.structure import fixed
 
 
 class Inputs(NamedTuple):
@@ -73,27 +74,55 @@ def run(
     chunk. Raises InputError for memories that `check_run` refuses.
     """
     check_run(memory)
-    batch, heads, length, _ = inputs.k.shape
+    batch, _, length, _ = inputs.k.shape
     lengths = None if inputs.live is None else inputs.live.sum(1)
     places = Places.of(None if carried is None else carried.count, lengths, batch, length)
-    carried = begin(memory, initial, batch) if carried is None else carried
-    stack = _stack(memory, initial, carried, batch)
+    stack = opened(memory, initial, carried, batch)
+    y = advance(memory, stack, inputs, places, kernel)
+    return y, closed(stack, places) if keep else None
+
+
+def advance(memory: Memory, stack: Stack, inputs: Inputs, places: Places, kernel: Kernel = ALGEBRA) -> Tensor:
+    """Outputs `(B, H, T, o)`; `stack` moves on behind the tokens. `places`: where they stand."""
+    batch, heads, length, _ = inputs.k.shape
     points = places.cuts(0, length, memory.chunk_size)
     sizes = [stop - start for start, stop in pairwise(points)]
     outputs = []
     for start, rows in zip(points, split(_rows(memory, inputs), sizes), strict=False):
         stack.turn(places.begins(start, stack.size), heads)
         outputs.append(_step(memory, stack, rows, kernel))
-    y = torch.cat(outputs, 1).unflatten(0, (batch, heads))
-    return y, _carried(stack, places, batch) if keep else None
+    return torch.cat(outputs, 1).unflatten(0, (batch, heads))
+
+
+def opened(memory: Memory, initial: Sequence[Tensor], carried: Carried | None, batch: int) -> Stack:
+    """The memories of all heads and sequences as a stack of one, `(1, N, out, in)`; None: at the start of a context."""
+    carried = begin(memory, initial, batch) if carried is None else carried
+    boundary, current, momentum = ([w.flatten(0, 1).unsqueeze(0) for w in group] for group in carried[:3])
+    anchors = [None if memory.retention.anchor == "zero" else w.repeat(batch, 1, 1).unsqueeze(0) for w in initial]
+    return Stack(memory.chunk_size, anchors, boundary, current, momentum)
+
+
+def closed(stack: Stack, places: Places) -> Carried:
+    """The state behind the last live token of `places`."""
+
+    def unfolded(group: Layers) -> tuple[Tensor, ...]:
+        return tuple(w.squeeze(0).unflatten(0, (len(places.count), -1)).contiguous() for w in group)
+
+    return Carried(unfolded(stack.boundary), unfolded(stack.current), unfolded(stack.momentum), places.after())
+
+
+def recall(memory: Memory, stack: Stack, q: Tensor) -> Tensor:
+    """`M(q) (B, H, T, o)` for queries `(B, H, T, d)` at the stack's boundary; nothing is written."""
+    weights = [memory.retention.link(w) for w in stack.weights()]
+    y = memory.structure.forward(fixed(weights), memory.feature(q.flatten(0, 1)).unsqueeze(0))
+    return y.squeeze(0).unflatten(0, q.shape[:2])
 
 
 def read(memory: Memory, initial: Sequence[Tensor], q: Tensor, carried: Carried | None = None) -> Tensor:
     """`M(q) (B, H, T, o)` for queries `(B, H, T, d)` at the state as it is; nothing is written."""
-    carried = begin(memory, initial, q.shape[0]) if carried is None else carried
-    state = memory.init_state([w.expand(q.shape[0], *w.shape) for w in initial])
-    linears = [lambda x, w=w: x @ w.mT for w in memory.weights(state, carried.current)]
-    return memory.structure.forward(linears, memory.feature(q))
+    stack = opened(memory, initial, carried, len(q))
+    stack.turn([True] * len(q))
+    return recall(memory, stack, q)
 
 
 def _rows(memory: Memory, inputs: Inputs) -> list[Tensor | None]:
@@ -110,13 +139,6 @@ def _rows(memory: Memory, inputs: Inputs) -> list[Tensor | None]:
     return [memory.feature(q), memory.feature(k), v, threshold, *Gates.of(eta, log_alpha, beta, live)]
 
 
-def _stack(memory: Memory, initial: Sequence[Tensor], carried: Carried, batch: int) -> Stack:
-    """The memories of all heads and sequences as a stack of one, `(1, N, out, in)`."""
-    boundary, current, momentum = ([w.flatten(0, 1).unsqueeze(0) for w in group] for group in carried[:3])
-    anchors = [None if memory.retention.anchor == "zero" else w.repeat(batch, 1, 1).unsqueeze(0) for w in initial]
-    return Stack(memory.chunk_size, anchors, boundary, current, momentum)
-
-
 def _step(memory: Memory, stack: Stack, rows: tuple, kernel: Kernel) -> Tensor:
     """Advance over tokens of one chunk; their outputs `(N, C, o)`."""
     q, k, v, threshold, eta, log_alpha, beta, live = rows
@@ -128,12 +150,3 @@ def _step(memory: Memory, stack: Stack, rows: tuple, kernel: Kernel) -> Tensor:
     y, stack.current, stack.momentum = kernel.advance(memory, piece)
     assert y is not None
     return y
-
-
-def _carried(stack: Stack, places: Places, batch: int) -> Carried:
-    """The state after the last live token."""
-
-    def unfolded(group: Layers) -> tuple[Tensor, ...]:
-        return tuple(w.squeeze(0).unflatten(0, (batch, -1)).contiguous() for w in group)
-
-    return Carried(unfolded(stack.boundary), unfolded(stack.current), unfolded(stack.momentum), places.after())

@@ -237,6 +237,12 @@ class Places(NamedTuple):
         """For each sequence, whether the token at `start` is real and begins a chunk of `size` tokens."""
         return [(c + start) % size == 0 and start < n for c, n in zip(self.count, self.lengths, strict=True)]
 
+    def part(self, start: int, stop: int) -> Places:
+        """The same for the tokens from `start` to `stop` of this call."""
+        seen = [min(start, n) for n in self.lengths]
+        ahead = [min(max(n - start, 0), stop - start) for n in self.lengths]
+        return Places([c + n for c, n in zip(self.count, seen, strict=True)], ahead)
+
     def after(self) -> Tensor:
         """Tokens that each sequence has had after this call, CPU int64 (B,)."""
         return torch.tensor([c + n for c, n in zip(self.count, self.lengths, strict=True)], dtype=torch.int64)

@@ -64,7 +64,11 @@ class NeuralMemoryConfig(NestlingConfig):
         scale = 1 / self.chunk_size
         return GD("implicit", scale), GD("implicit", scale, bounded=True)
 
+    def neural(self, output: bool = True) -> NeuralMemory:
+        """The neural memory of one block; without `output` it ends before its norm, gate and projection."""
+        heads, hidden = self.num_attention_heads, self.memory_expansion * (self.hidden_size // self.num_attention_heads)
+        return NeuralMemory(self.hidden_size, heads, hidden, self.memory(), self.memory_readout, output)
+
     def mixer(self, layer: int) -> nn.Module:
         """The neural memory."""
-        hidden = self.memory_expansion * (self.hidden_size // self.num_attention_heads)
-        return NeuralMemory(self.hidden_size, self.num_attention_heads, hidden, self.memory(), self.memory_readout)
+        return self.neural()

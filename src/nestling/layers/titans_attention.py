@@ -1,0 +1,87 @@
+"""Titans' memory beside attention: as its gate, or as a layer below it (arXiv 2501.00663, Sec. 4.2-4.3).
+
+M is a neural memory (neural_memory.py), SWA attention in a sliding window, p are learned persistent tokens, which
+every window sees and the memory reads first.
+
+Letters: B batch, T tokens, D model width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nestling.layers.attention import Attention
+from nestling.layers.neural_memory import NeuralMemory
+from nestling.layers.norm import RMSNorm
+from nestling.layers.residual import Output
+from nestling.levels.clock import Component
+
+
+class MemoryBesideAttention(nn.Module):
+    """What MAG and MAL share: a memory and attention in a sliding window, behind persistent tokens.
+
+    Args:
+        memory, attention: the two; attention has the persistent tokens.
+    """
+
+    def __init__(self, memory: NeuralMemory, attention: Attention):
+        super().__init__()
+        self.memory, self.attention = memory, attention
+
+    def remember(self, x: Tensor, state: dict | None, lengths: Tensor | None, keep: bool) -> tuple[Tensor, dict | None]:
+        """M([p, x]) (B, T, D) of the tokens of x; at the start of a context the memory reads p first."""
+        if state is not None:
+            return self.memory(x, state["memory"], lengths, keep)
+        first = self.attention.persistent
+        if first is None:
+            return self.memory(x, None, lengths, keep)
+        x = torch.cat((first.to(x.dtype).expand(len(x), -1, -1), x), 1)
+        y, after = self.memory(x, None, None if lengths is None else lengths + len(first), keep)
+        return y[:, len(first) :], after
+
+    def components(self) -> list[Component]:
+        """The memory's and attention's."""
+        return [*self.memory.components(), *self.attention.components()]
+
+
+class MemoryAsGate(MemoryBesideAttention):
+    """MAG: o = W_o (norm(SWA([p, x])) * silu(norm(M([p, x])))) (formulas 26-28 of Titans).
+
+    Both norms have learned gains; the paper leaves the nonlinear gating open. The memory and attention end before their
+    own output projections.
+    """
+
+    def __init__(self, memory: NeuralMemory, attention: Attention):
+        super().__init__(memory, attention)
+        width = attention.query.in_features
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in range(2))
+        self.output = Output(width, width)
+
+    def forward(
+        self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False
+    ) -> tuple[Tensor, dict | None]:
+        """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
+        m, memory = self.remember(x, state, lengths, keep)
+        y, window = self.attention(x, None if state is None else state["attention"], lengths, keep)
+        y = self.output(self.norms[0](y) * functional.silu(self.norms[1](m)))
+        return y, {"memory": memory, "attention": window} if keep else None
+
+
+class MemoryAsLayer(MemoryBesideAttention):
+    """MAL: o = SWA([p, norm(M([p, x]))]) (formulas 29-31 of Titans).
+
+    Attention keeps p itself in front of every window, where the letter has the memory's answers to p, which a window
+    leaves behind.
+    """
+
+    def __init__(self, memory: NeuralMemory, attention: Attention):
+        super().__init__(memory, attention)
+        self.norm = RMSNorm(attention.query.in_features)
+
+    def forward(
+        self, x: Tensor, state: dict | None = None, lengths: Tensor | None = None, keep: bool = False
+    ) -> tuple[Tensor, dict | None]:
+        """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
+        y, memory = self.remember(x, state, lengths, keep)
+        y, window = self.attention(self.norm(y), None if state is None else state["attention"], lengths, keep)
+        return y, {"memory": memory, "attention": window} if keep else None
