@@ -265,6 +265,8 @@ def test_levels_of_a_run_are_those_it_was_trained_with(run, capsys):
     assert found == json.loads((run / "config.json").read_text())["system"]
     assert answer(capsys, "levels", run / "model", "--json")["step_tokens"] == 8 * 256
     assert answer(capsys, "levels", run, "--optimizer", "muon", "--json") != found
+    descent = answer(capsys, "levels", run, "--optimizer", "dgd", "--json")
+    assert "weights (DGD)" in [one["name"] for one in descent["levels"][-1]]
 
 
 @pytest.mark.parametrize(

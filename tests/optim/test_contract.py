@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nestling.errors import InputError
+from nestling.optim.base import MatrixOptimizer
 from nestling.train import optimizer as saving
 from optim.conftest import copies, equal, give, parameters, snapshot, steps
 
@@ -28,6 +29,18 @@ def test_it_learns_with_a_closure(make):
 
     losses = [optimizer.step(closure).item() for _ in range(60)]
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_subclass_is_told_what_it_must_define():
+    class Half(MatrixOptimizer):
+        pass
+
+    params = parameters(((3, 4),))
+    give(params, 0)
+    before = copies(params)
+    with pytest.raises(TypeError, match=r"Half must define update\("):
+        Half(params, {}, 0.1, 0.0).step()
+    assert torch.equal(params[0], before[0])
 
 
 def test_groups_have_settings_of_their_own(make):

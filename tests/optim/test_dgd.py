@@ -12,7 +12,7 @@ from nestling.optim.base import MatrixOptimizer
 from nestling.optim.dgd import DGD, delta_gradient, delta_gradient_of_gram
 from nestling.optim.ggd import GGD
 from nestling.optim.groups import param_groups
-from nestling.optim.layerwise import layer_groups
+from nestling.optim.layerwise import LayerOptimizer, layer_groups
 from optim.sharded import both, shard
 
 ETA = 0.3
@@ -343,6 +343,17 @@ def test_what_cannot_be_attached_is_refused() -> None:
         DGD(tied, lr=ETA)
     with pytest.raises(InputError, match="rows"):
         DGD(mlp(), rows=0)
+
+
+def test_a_subclass_is_told_what_it_must_define() -> None:
+    class Half(LayerOptimizer):
+        pass
+
+    model = mlp()
+    optimizer = Half(model, {"rows": None}, 0.1, 0.0)
+    model(torch.randn(4, 8)).sum().backward()
+    with pytest.raises(TypeError, match=r"Half must define solve\("):
+        optimizer.step()
 
 
 def test_groups_say_what_moves_with_what() -> None:

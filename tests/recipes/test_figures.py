@@ -58,7 +58,8 @@ def test_fig4s_function_is_eq_53():
 
 def test_orthogonal(drawn, monkeypatch):
     monkeypatch.setattr(orthogonal, "SEEDS", (0,))
-    monkeypatch.setattr(orthogonal, "RATES", (0.01, 0.02))
+    for rates in ("RATES", "DESCENT_RATES"):
+        monkeypatch.setattr(orthogonal, rates, (0.01, 0.02))
     monkeypatch.setattr("nestling.recipes.cells.REACH", 0)
     monkeypatch.setattr(orthogonal, "LEAKS", (0.0, 0.1))
     monkeypatch.setattr(orthogonal, "TASKS", 2)
@@ -80,6 +81,20 @@ def test_plain_gradients_never_touch_an_orthogonal_task(monkeypatch):
     assert orthogonal.run(cell | {"leak": 0.3})["forgotten"] > 1e-3
 
 
+@pytest.mark.paper("Eq. 56")
+def test_dgds_letter_ends_where_answers_equal_surprises():
+    """`W x = -dL/dy` where nothing moves: with L the mean of 16 squares `y = (8/9)^2` of the error is left at any rate.
+
+    Corrected, it ends where the gradient is zero.
+    """
+    cell = {"leak": 0.0, "tasks": 2, "steps": 100, "seed": 0}
+    start = orthogonal.run(cell | {"optimizer": "dgd", "lr": 0.0})["final"]
+    for rate in (1.0, 8.0):
+        found = orthogonal.run(cell | {"optimizer": "dgd", "lr": rate})["final"]
+        assert found == pytest.approx(start * (8 / 9) ** 2, rel=0.02)
+        assert orthogonal.run(cell | {"optimizer": "dgd-corrected", "lr": rate})["final"] < 1e-3 * start
+
+
 def test_a_rate_that_diverges_is_a_sentence():
     cell = {"optimizer": "sgd-momentum", "leak": 0.0, "tasks": 2, "steps": 50, "lr": 100.0, "seed": 0}
     with pytest.raises(InputError, match=r"lr: with 100\.0 the loss"):
@@ -89,7 +104,8 @@ def test_a_rate_that_diverges_is_a_sentence():
 def test_fig11(drawn, monkeypatch):
     monkeypatch.setattr(fig11, "SEEDS", (0, 1))
     monkeypatch.setattr(fig11, "TUNING", (0,))
-    monkeypatch.setattr(fig11, "RATES", (0.002, 0.004))
+    for rates in ("RATES", "DESCENT_RATES"):
+        monkeypatch.setattr(fig11, rates, (0.002, 0.004))
     monkeypatch.setattr("nestling.recipes.cells.REACH", 0)
     monkeypatch.setattr(fig11, "STEPS", 4)
     monkeypatch.setattr(fig11, "EVERY", 2)
@@ -115,17 +131,18 @@ def test_fig11_without_scikit_learn_is_a_sentence(monkeypatch):
 def test_optimizers_text(drawn, text, monkeypatch):
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     monkeypatch.setattr(optimizers_text, "SHAPE", tiny)
-    monkeypatch.setattr(optimizers_text, "RATES", (0.002, 0.004))
+    for rates in ("RATES", "DESCENT_RATES"):
+        monkeypatch.setattr(optimizers_text, rates, (0.002, 0.004))
     monkeypatch.setattr("nestling.recipes.cells.REACH", 0)
     monkeypatch.setattr(optimizers_text, "SEEDS", (0,))
     monkeypatch.setattr(optimizers_text, "STEPS", 2)
-    monkeypatch.setattr(optimizers_text, "names", lambda: ["adamw", "muon"])
+    monkeypatch.setattr(optimizers_text, "names", lambda: ["adamw", "dgd-corrected"])
     monkeypatch.setattr(learning, "CORPUS", str(text))
     monkeypatch.setattr(learning, "LENGTH", 16)
     monkeypatch.setattr(learning, "BATCH", 2)
     rows, _ = drawn(optimizers_text.optimizers_text)
     assert {(row["model"], row["optimizer"]) for row in rows} == {
-        (model, name) for model in optimizers_text.MODELS for name in ("adamw", "muon")
+        (model, name) for model in optimizers_text.MODELS for name in ("adamw", "dgd-corrected")
     }
     assert all(0 < row["loss"] < 10 and len(row["quarters"]) == 4 for row in rows)
 

@@ -138,6 +138,22 @@ def test_an_interrupted_run_continues_bit_for_bit(reference, config, tmp_path, m
     assert moments(out) == moments(reference)
 
 
+@pytest.mark.parametrize("optimizer", ["dgd", "dgd-corrected", "ggd"])
+def test_layers_inputs_accumulate_recompute_and_resume(config, tmp_path, monkeypatch, optimizer):
+    """What is seen of a layer's inputs is the step's, in however many pieces it comes and wherever a run resumes."""
+    config = dataclasses.replace(config, optimizer=optimizer)
+    whole = train(config, tmp_path / "whole")
+    assert whole["valid_loss"] < read(tmp_path / "whole" / "metrics.jsonl")[0]["loss"]
+    train(dataclasses.replace(config, accumulate=2, gradient_checkpointing=True), tmp_path / "pieces")
+    for ours, theirs in zip(lines(tmp_path / "pieces"), lines(tmp_path / "whole"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    interrupted(monkeypatch, config, tmp_path / "again", 5)
+    train(config, tmp_path / "again", resume=True)
+    assert lines(tmp_path / "again") == lines(tmp_path / "whole")
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+    assert moments(tmp_path / "again") == moments(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "m3"])
 def test_an_interrupted_run_with_slow_blocks_continues_bit_for_bit(config, tmp_path, monkeypatch, optimizer):
     """Of the steps 4, 8 and 12 that period 4 is due at, 8 and 12 follow a checkpoint with waiting gradients."""

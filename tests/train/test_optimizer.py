@@ -13,6 +13,8 @@ from nestling.optim import MultiFrequency
 from nestling.train import optimizer as optimizers
 from nestling.train.config import OPTIMIZERS, TrainConfig
 
+LAYERWISE = ("dgd", "dgd-corrected", "ggd")
+
 
 class Small(nn.Module):
     def __init__(self):
@@ -72,8 +74,10 @@ def through_files(optimizer, folder):
     return safetensors.torch.load_file(folder / "tensors"), json.loads(json.dumps(described))
 
 
-@pytest.mark.parametrize("period", [1, 2, 5])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+CASES = [(name, period) for name in OPTIMIZERS for period in ((1,) if name in LAYERWISE else (1, 2, 5))]
+
+
+@pytest.mark.parametrize(("name", "period"), CASES)
 def test_state_restored_from_files_continues_exactly(name, period, tmp_path):
     torch.manual_seed(0)
     model, twin, config = Small(), Small(), TrainConfig(optimizer=name, learning_rate=0.05)
@@ -89,6 +93,27 @@ def test_state_restored_from_files_continues_exactly(name, period, tmp_path):
         step(model, optimizer, seed)
         step(twin, restored, seed)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_descent_by_inputs_refuses_slow_layers_by_a_sentence(name):
+    model = Small()
+    model.linear.step_period = 3
+    with pytest.raises(InputError, match="period: 3 is not allowed with"):
+        optimizers.build(model, TrainConfig(optimizer=name))
+
+
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_descent_by_inputs_moves_every_parameter_and_decays_all_alike(name):
+    """Weights decay per step as under AdamW, although their rate is in the units of gradient descent."""
+    model = Small()
+    optimizer = optimizers.build(model, TrainConfig(optimizer=name, weight_decay=0.2))
+    (own,) = (group for group in optimizer.param_groups if "linear.weight" in group["names"])
+    assert own["lr"] * own["weight_decay"] == pytest.approx(0.2 * own["lr"] * own["adamw_lr_ratio"])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    step(model, optimizer, 0)
+    same_now = {key for key, value in model.state_dict().items() if torch.equal(value, before[key])}
+    assert same_now == {"frozen"}
 
 
 class Odd(torch.optim.SGD):

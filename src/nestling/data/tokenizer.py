@@ -23,14 +23,22 @@ _PIECE = 2**20
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs of a tokenizer; `fingerprint` names its vocabulary and rules."""
+    """What the rest of the package needs of a tokenizer."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        ...
+
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+        ...
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Names vocabulary and rules."""
+        ...
 
     def encode(self, text: str) -> np.ndarray:
         """Ids `(tokens,)` of a text, in the narrowest unsigned type; a lone surrogate is read as `?`."""

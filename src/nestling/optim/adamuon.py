@@ -64,6 +64,7 @@ class AdaMuon(MatrixOptimizer):
         super().__init__(params, own, lr, weight_decay, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for betas, eps or a setting of Newton-Schulz out of range."""
         betas = group["betas"]
         require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "betas", betas, "two numbers in [0, 1)")
         require(group["eps"] > 0, "eps", group["eps"], "a number above 0")
@@ -75,4 +76,5 @@ class AdaMuon(MatrixOptimizer):
         return {"momentum": Words("momentum", DOT, EMA, ("betas", 0)), "second_moment": second}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        """The orthogonalized momentum by the root of its second moment, at one root mean square."""
         return adamuon(grad, state, group)

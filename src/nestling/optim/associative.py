@@ -106,6 +106,7 @@ class AssociativeMomentum(MatrixOptimizer):
         super().__init__(params, {"decay": decay, "inner_lr": inner_lr, "rms": rms}, lr, weight_decay, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for decay, inner_lr or rms out of range."""
         require(0 <= group["decay"] <= 1, "decay", group["decay"], "a number in [0, 1]")
         require(group["inner_lr"] >= 0, "inner_lr", group["inner_lr"], "0 or more")
         require(group["rms"] is None or group["rms"] > 0, "rms", group["rms"], "a number above 0, or None")
@@ -121,6 +122,7 @@ class AssociativeMomentum(MatrixOptimizer):
         return state
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        """Write the gradients' rows into the memory, then read it."""
         grad, precondition = self.memory.scaled(grad), None
         if self.memory.value is not None:
             precondition, state["value"] = self.memory.value(grad, state["value"])

@@ -100,7 +100,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             step: steps these matrices have taken, this one included.
             group: the group's settings.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define update(grad, state, step, group), the step of its matrices")
 
     def init(self, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """State of n matrices before their first step, each (n, ...); by default zeros under the names in `states`."""

@@ -87,6 +87,7 @@ class DeltaMomentum(MatrixOptimizer):
         super().__init__(params, own | {"ns_steps": ns_steps, "precision": precision}, lr, weight_decay, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for alpha, c, xi_max, write, output or a setting of Newton-Schulz out of range."""
         alpha, c = group["alpha"], group["c"]
         require(0 <= alpha <= 1, "alpha", alpha, "a number in [0, 1]")
         require(c is None or 0 < c <= 1 + alpha, "c", c, f"a number in (0, 1 + alpha] = (0, {1 + alpha}], or None")
@@ -96,6 +97,7 @@ class DeltaMomentum(MatrixOptimizer):
         check_newton_schulz(group)
 
     def shape_factor(self, rows: int, columns: int, group: dict[str, Any]) -> float:
+        """For an orthogonal step what gives each entry AdamW's root mean square of 0.2, as in Muon."""
         return 0.2 * math.sqrt(max(rows, columns)) if group["output"] == "orthogonal" else 1.0
 
     def words(self, group: dict[str, Any]) -> dict[str, Words]:
@@ -103,6 +105,7 @@ class DeltaMomentum(MatrixOptimizer):
         return {"momentum": Words("momentum", "L2 between the memory's answer and the gradient", "DGD", ("alpha", 0))}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        """Write the gradient into the momentum by the delta rule; returns its read-out."""
         c = group["alpha"] if group["c"] is None else group["c"]
         m = delta_momentum(grad, state["momentum"], group["alpha"], c, group["xi_max"], group["write"])
         if group["output"] == "orthogonal":

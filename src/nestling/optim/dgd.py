@@ -74,11 +74,13 @@ class DGD(LayerOptimizer):
         super().__init__(params, {"rows": rows, "value": value}, lr, weight_decay, process_group, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for rows or value out of range."""
         super().check(group)
         require(group["value"] in VALUES, "value", group["value"], f"one of {', '.join(VALUES)}")
 
     @outer
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The argmin in closed form; from the rows where they are fewer than the inputs, else from `X^T X`."""
         eta = float(group["lr"])
         if eta == 0:
             return layer.weight

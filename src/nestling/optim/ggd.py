@@ -38,6 +38,15 @@ def corrected(y: Tensor, delta: Tensor) -> Tensor:
     return y - delta
 
 
+def normalized(y: Tensor, delta: Tensor) -> Tensor:
+    """`u = y - delta / rms(delta)`: corrected by surprises of the same size in every layer and at every time.
+
+    As they are they may differ a thousandfold between layers, and fade as training goes on, and steps with them. The
+    root mean square is over the rows of this process.
+    """
+    return y - unit_rms(delta)
+
+
 class Penalty(Protocol):
     """Ret: how far from its past a matrix may go."""
 
@@ -124,7 +133,7 @@ def argmin(
             z.sub_(z.grad)  # pyright: ignore[reportArgumentType]
         if not closure() < before:
             z.detach().zero_()
-        limit = size * 10 * torch.finfo(z.dtype).eps
+        limit = size * 100 * torch.finfo(z.dtype).eps
         solver = torch.optim.LBFGS(
             [z], max_iter=steps, tolerance_grad=limit, tolerance_change=0.0, line_search_fn="strong_wolfe"
         )
@@ -150,7 +159,7 @@ class GGD(LayerOptimizer):
         lr: what the retention is divided by.
         objective: quality of the mapping, from `nestling.memory.objective`.
         retention: a convex `Penalty`.
-        value: f of Eq. 60, what a layer generates for itself: `surprise`, `corrected`, or another function.
+        value: f of Eq. 60, what a layer generates for itself: `surprise`, `corrected`, `normalized`, or another.
         inner_steps: most iterations of the inner solver, for each layer.
         weight_decay: decoupled weight decay, per unit of `lr`, before the step.
         rows: n, where it is not the number of rows that a layer saw.
@@ -181,11 +190,13 @@ class GGD(LayerOptimizer):
         super().__init__(params, own, lr, weight_decay, process_group, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for rows or inner_steps out of range."""
         super().check(group)
         require(group["inner_steps"] > 0, "inner_steps", group["inner_steps"], "a number above 0")
 
     @outer
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The argmin of Eq. 59 with the values of Eq. 60, from where the weight stands."""
         eta, x, n = float(group["lr"]), layer.rows.x, layer.count
         weight = layer.weight * (1 - eta * group["weight_decay"])
         u = self.value(x @ weight.mT, n * self._scaled(layer))
@@ -258,6 +269,7 @@ class GM(MatrixOptimizer):
         super().__init__(params, own, lr, weight_decay, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for decay, inner_lr, inner_steps or rms out of range."""
         require(0 <= group["decay"] <= 1, "decay", group["decay"], "a number in [0, 1]")
         require(group["inner_lr"] >= 0, "inner_lr", group["inner_lr"], "0 or more")
         require(group["inner_steps"] > 0, "inner_steps", group["inner_steps"], "a number above 0")
@@ -269,6 +281,7 @@ class GM(MatrixOptimizer):
         return state if self.value is None else state | {"value": self.value.init(self._scaled(grad))}
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        """The next memory is the argmin; the step is that memory, scaled to `rms`."""
         grad = self._scaled(grad)
         values = torch.eye(grad.shape[1], dtype=grad.dtype, device=grad.device).expand(len(grad), -1, -1)
         if self.value is not None:

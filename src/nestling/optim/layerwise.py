@@ -69,8 +69,8 @@ class LayerOptimizer(MatrixOptimizer):
             self.attach(model)
 
     def solve(self, layer: Layer, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """The new weight `(out, in)`; may change `state`."""
-        raise NotImplementedError
+        """The new weight `(out, in)`; may change `state`. A subclass defines it."""
+        raise TypeError(f"{type(self).__name__} must define solve(layer, state, group), the layer's new weight")
 
     def attach(self, model: nn.Module) -> Self:
         """Watch the linear layers of `model` whose weights this optimizer's own rule moves.
@@ -93,6 +93,7 @@ class LayerOptimizer(MatrixOptimizer):
         self.inputs.clear()
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for rows out of range."""
         require(group["rows"] is None or group["rows"] > 0, "rows", group["rows"], "a number above 0, or None")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class M3(MatrixOptimizer):
         super().__init__(params, own | {"ns_steps": ns_steps, "precision": precision}, lr, weight_decay, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for betas, alpha, frequency, eps, accumulate or a setting of Newton-Schulz out of range."""
         require(
             len(group["betas"]) == 3 and all(0 <= b < 1 for b in group["betas"]),
             "betas",
@@ -148,6 +149,7 @@ class M3(MatrixOptimizer):
 
     @outer
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        """The slow memory's step where it is due, then the fast one's with the slow output added."""
         if group["alpha"] and step > 1 and (step - 1) % group["frequency"] == 0:
             slow(state, group)
         return fast(grad, state, group)

@@ -68,16 +68,19 @@ class Muon(MatrixOptimizer):
         super().__init__(params, own, lr, weight_decay, **shared)
 
     def check(self, group: dict[str, Any]) -> None:
+        """InputError for momentum, adjust_lr or a setting of Newton-Schulz out of range."""
         require(0 <= group["momentum"] < 1, "momentum", group["momentum"], "a number in [0, 1)")
         require(group["adjust_lr"] in ADJUSTMENTS, "adjust_lr", group["adjust_lr"], f"one of {', '.join(ADJUSTMENTS)}")
         check_newton_schulz(group)
 
     def shape_factor(self, rows: int, columns: int, group: dict[str, Any]) -> float:
+        """AdamW's root mean square of 0.2 in each entry, or the original `sqrt(max(1, out / in))`."""
         if group["adjust_lr"] == "original":
             return math.sqrt(max(1, rows / columns))
         return 0.2 * math.sqrt(max(rows, columns))
 
     def update(self, grad: Tensor, state: dict[str, Tensor], step: int, group: dict[str, Any]) -> Tensor:
+        """The momentum, orthogonalized."""
         dtype = PRECISIONS[group["precision"]]
         return muon(grad, state["momentum"], group["momentum"], group["nesterov"], group["ns_steps"], dtype)
 

@@ -17,11 +17,12 @@ from torch.nn import functional
 from nestling.errors import InputError
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
+from nestling.recipes.optimizers import DESCENTS
 from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.optimizer import build
 
-NAMES = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon")
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+NAMES = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon", *DESCENTS)
+RATES, DESCENT_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0.2, 0.4, 0.8, 1.6)
 TUNING, SEEDS = (0, 1), (0, 1, 2, 3, 4)
 STEPS, BATCH, WARMUP, EVERY, DECAY = 200, 64, 20, 20, 0.01
 PATCH, WIDTH, LAYERS, HEADS, INNER = 2, 64, 2, 4, 128
@@ -77,7 +78,8 @@ def digits() -> tuple[Tensor, Tensor]:
 def cells(found: Found) -> Iterator[Cell]:
     """Each optimizer's sweep with two seeds, then five seeds at the rate that is best on the validation images."""
     for name in NAMES:
-        yield from sweep(found, _cell(name), RATES, TUNING, SEEDS, "valid_loss")
+        rates = DESCENT_RATES if name in DESCENTS else RATES
+        yield from sweep(found, _cell(name), rates, TUNING, SEEDS, "valid_loss")
 
 
 def _cell(name: str) -> Cell:

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
 from nestling.recipes.learning import BATCH, LENGTH, SEEDS, SHAPE, STEPS, train_on_text
+from nestling.recipes.optimizers import DESCENTS
 from nestling.train.config import OPTIMIZERS
 
-FIRST = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon")
+FIRST = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon", *DESCENTS)
 MODELS = ("transformer++", "hope")
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES, DESCENT_RATES = (1e-3, 2e-3, 4e-3, 8e-3), (0.2, 0.4, 0.8)
 TUNING = (0,)
 EVERY = 5
 
@@ -26,7 +27,8 @@ def cells(found: Found) -> Iterator[Cell]:
     """Model by model, optimizer by optimizer: the sweep with one seed, then three seeds at its best rate."""
     for model in MODELS:
         for name in names():
-            yield from sweep(found, _cell(model, name), RATES, TUNING, SEEDS, "loss")
+            rates = DESCENT_RATES if name in DESCENTS else RATES
+            yield from sweep(found, _cell(model, name), rates, TUNING, SEEDS, "loss")
 
 
 def _cell(model: str, name: str) -> Cell:

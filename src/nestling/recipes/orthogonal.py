@@ -15,12 +15,13 @@ import torch
 from matplotlib.figure import Figure
 
 from nestling.errors import InputError
+from nestling.optim.layerwise import LayerOptimizer
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
-from nestling.recipes.optimizers import PLAIN
+from nestling.recipes.optimizers import DESCENTS, PLAIN
 
-OPTIMIZERS = ("sgd-momentum", "delta-momentum", "dmgd", "delta-muon", "muon", "m3", "adamw")
-RATES = tuple(2.0**-i for i in range(2, 9))
+OPTIMIZERS = ("sgd-momentum", "delta-momentum", "dmgd", "delta-muon", "muon", "m3", "adamw", *DESCENTS)
+RATES, DESCENT_RATES = tuple(2.0**-i for i in range(2, 9)), tuple(2.0**i for i in range(-4, 4))
 SEEDS = (0, 1, 2, 3, 4)
 LEAKS = (0.0, 0.1)
 TASKS, STEPS = 8, 100
@@ -31,7 +32,8 @@ def cells(found: Found) -> Iterator[Cell]:
     """Every optimizer, swept with all seeds, without and with leak."""
     for leak in LEAKS:
         for name in OPTIMIZERS:
-            yield from sweep(found, _cell(leak, name), RATES, SEEDS, SEEDS, "final")
+            rates = DESCENT_RATES if name in DESCENTS else RATES
+            yield from sweep(found, _cell(leak, name), rates, SEEDS, SEEDS, "final")
 
 
 def _cell(leak: float, name: str) -> Cell:
@@ -44,11 +46,14 @@ def run(cell: Cell) -> Row:
     inputs = cell["tasks"] * WIDTH
     bases = torch.linalg.qr(torch.randn(inputs, inputs, generator=draw))[0].split(WIDTH, 1)
     target = torch.randn(OUT, inputs, generator=draw) / math.sqrt(WIDTH)
-    weight = torch.nn.Parameter(torch.zeros(OUT, inputs))
-    optimizer = PLAIN[cell["optimizer"]]([weight], cell["lr"])
+    layer = torch.nn.Linear(inputs, OUT, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    optimizer = PLAIN[cell["optimizer"]](list(layer.parameters()), cell["lr"])
+    if isinstance(optimizer, LayerOptimizer):
+        optimizer.attach(layer)
 
     def errors() -> list[float]:
-        return [((weight.detach() - target) @ basis).square().sum().item() / OUT for basis in bases]
+        return [((layer.weight.detach() - target) @ basis).square().sum().item() / OUT for basis in bases]
 
     history = []
     for basis in bases:
@@ -57,7 +62,7 @@ def run(cell: Cell) -> Row:
             x = clean + cell["leak"] * torch.randn(BATCH, inputs, generator=draw)
             y = clean @ target.T + NOISE * torch.randn(BATCH, OUT, generator=draw)
             optimizer.zero_grad()
-            loss = (x @ weight.T - y).square().mean()
+            loss = (layer(x) - y).square().mean()
             if not loss.item() < 1e6:
                 raise InputError(f"lr: with {cell['lr']} the loss has grown to {loss.item():.3g}; give a lower one.")
             loss.backward()

@@ -19,10 +19,13 @@ COLOURS = {
     "delta-momentum": "#2ca02c",
     "delta-muon": "#98d28f",
     "dmgd": "#9467bd",
+    "dgd": "#bc8f5f",
+    "dgd-corrected": "#8c564b",
+    "ggd": "#e377c2",
 }
 """Contestants have fixed colours; others get those of `OTHERS` in turn."""
 
-OTHERS = ("#ff7f0e", "#e377c2", "#8c564b", "#bcbd22", "#17becf", "#393b79")
+OTHERS = ("#ff7f0e", "#bcbd22", "#17becf", "#393b79", "#f7b6d2", "#637939")
 
 _STYLE: dict[Any, Any] = {
     "font.size": 11,

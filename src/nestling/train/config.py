@@ -35,6 +35,9 @@ OPTIMIZERS: dict[str, tuple[str, float]] = {
     "m3": ("M3", 1.6e-2),
     "delta-momentum": ("DeltaMomentum", 1.6e-2),
     "dmgd": ("DMGD", 2e-2),
+    "dgd": ("DGD", 3.0),
+    "dgd-corrected": ("DGD", 3.0),
+    "ggd": ("GGD", 1e-1),
 }
 """Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 

@@ -9,7 +9,17 @@ from torch.optim import Optimizer
 from nestling import optim
 from nestling.errors import InputError
 from nestling.levels.clock import step_periods
+from nestling.memory.objective import Huber
+from nestling.optim.ggd import normalized
+from nestling.optim.layerwise import LayerOptimizer
 from nestling.train.config import OPTIMIZERS, TrainConfig, peak
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dgd": {"adamw_lr_ratio": 0.003},
+    "dgd-corrected": {"adamw_lr_ratio": 0.003, "value": "corrected"},
+    "ggd": {"adamw_lr_ratio": 0.03, "objective": Huber(1.0), "value": normalized, "inner_steps": 3},
+}
+"""What an optimizer has besides the settings that all share. The ratio brings gradient descent's rates to AdamW's."""
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -39,15 +49,26 @@ def build(model: nn.Module, config: TrainConfig) -> Optimizer:
 
     Where the model asks for it (`nestling.levels.step_periods`), parameters are stepped every so many steps only.
     """
-    kind, rate = OPTIMIZERS[config.optimizer][0], peak(config)
     if config.optimizer == "adamw":
         groups = decay_groups(model, config.weight_decay)
-        optimizer: Optimizer = torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
+        optimizer: Optimizer = torch.optim.AdamW(groups, lr=peak(config), betas=config.betas, fused=True)
     else:
-        shared = {"weight_decay": config.weight_decay, "adamw_betas": config.betas, "check_finite": False}
-        optimizer = getattr(optim, kind)(optim.param_groups(model), lr=rate, **shared)
+        optimizer = _ours(model, config)
     slow = any(group.get("period", 1) > 1 for group in optimizer.param_groups)
     return optim.MultiFrequency(optimizer) if slow else optimizer
+
+
+def _ours(model: nn.Module, config: TrainConfig) -> Optimizer:
+    kind = getattr(optim, OPTIMIZERS[config.optimizer][0])
+    shared = {"weight_decay": config.weight_decay, "adamw_betas": config.betas, "check_finite": False}
+    shared |= SETTINGS.get(config.optimizer, {})
+    if not issubclass(kind, LayerOptimizer):
+        return kind(optim.param_groups(model), lr=peak(config), **shared)
+    optimizer = kind(model, lr=peak(config), **shared)
+    for group in optimizer.param_groups:
+        if group["rule"] == "matrix":  # whose rate is larger, and which should lose no more in a step
+            group["weight_decay"] *= group["adamw_lr_ratio"]
+    return optimizer
 
 
 def export(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
