@@ -86,7 +86,8 @@ def test_keys_and_values_are_the_attentions():
     plain = Attention(8, 2)
     plain.load_state_dict(shared.state_dict())
     x = torch.randn(2, 9, 8)
-    y, state, key, value = shared(x, keep=True)
+    y, state, handed = shared(x, keep=True)
+    key, value = handed.channel
     expected, other = plain(x, keep=True)
     assert torch.equal(y, expected)
     assert torch.equal(state["k"], other["k"])

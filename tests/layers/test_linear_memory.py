@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import elu, normalize, pad, silu, softplus
 
 from nestling.errors import InputError
-from nestling.layers import linear_memory
 from nestling.layers.attention import rotary, rotate
 from nestling.layers.norm import RMSNorm
+from nestling.layers.recurrent import Recurrent
 from nestling.memory.recurrence import recur_scan
 from nestling.models.registry import configuration
 
@@ -128,7 +128,7 @@ def test_equals_the_token_recurrence(kind, length, cut, monkeypatch):
     found, lengths = [], torch.tensor([length, max(1, length - 9)])
     for form in (None, recur_scan):
         if form is not None:
-            monkeypatch.setattr(linear_memory, "recur", form)
+            monkeypatch.setattr(Recurrent, "recur", staticmethod(form))
         layer, state, outputs, start = mixer(kind), None, [], 0
         x = tokens(length).requires_grad_()
         for stop in [length] if cut is None else [cut, length]:
