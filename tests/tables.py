@@ -45,6 +45,9 @@ LONG: dict[str, dict] = {
         "levels": [{"signal": "self", "chunk_size": 64, "rule": "dgd"}, {"signal": "self", "chunk_size": 32}],
         "num_hidden_layers": 1,
     },
+    "titans-mac": {"chunk_size": 16, "segment_size": 64},
+    "titans-mag": {"chunk_size": 16, "sliding_window": 64},
+    "titans-mal": {"chunk_size": 16, "sliding_window": 64},
     "transformer++": {"num_hidden_layers": 1},
 }
 
