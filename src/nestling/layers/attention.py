@@ -186,11 +186,12 @@ class Attention(nn.Module):
         The rotated half of a query meets the keys of the sequence, the other half those of the persistent tokens.
         """
         assert self.persistent is not None
-        first = (linear(self.persistent).unflatten(-1, (self.groups, self.width)) for linear in (self.key, self.value))
+        tokens = self.persistent.clone()  # a file's tensors lie where products may round differently; a copy doesn't
+        first = (linear(tokens).unflatten(-1, (self.groups, self.width)) for linear in (self.key, self.value))
         front, contents = (z.transpose(0, 1).expand(len(key), -1, -1, -1) for z in first)
         key = torch.cat((functional.pad(front, (self.width, 0)), functional.pad(key, (0, self.width))), 2)
         value = functional.pad(torch.cat((contents, value), 2), (0, self.width))  # kernels want one width for all
-        return key, value, None if mask is None else functional.pad(mask, (len(self.persistent), 0), value=True)
+        return key, value, None if mask is None else functional.pad(mask, (len(tokens), 0), value=True)
 
     def _block(self, query: Tensor, key: Tensor, value: Tensor, first: Tensor) -> Tensor:
         """`_attend` for queries of which the first stand at rows `first` (B,), over no more rows than they reach."""

@@ -136,6 +136,7 @@ class NeuralMemory(nn.Module):
     def components(self) -> list[Component]:
         """The convolution, the memory, and its momentum."""
         memory, size = self.memory, sum(w.numel() for w in self.initial)
+        passed = () if self.output is None else (Transfer("direct", CONTENT, "weights:output"),)
         momentum = [] if memory.momentum is None else [momentum_of(CONTENT, memory.chunk_size, size)]
         content = Component(
             CONTENT,
@@ -146,9 +147,6 @@ class NeuralMemory(nn.Module):
             rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in memory.layer_rules)),
             parameters=size,
             needs=tuple(one.name for one in momentum),
-            transfers=(
-                Transfer("initialization", "weights:initial", CONTENT),
-                Transfer("direct", CONTENT, "weights:output"),
-            ),
+            transfers=(Transfer("initialization", "weights:initial", CONTENT), *passed),
         )
         return [*(behind(window, [CONTENT]) for window in self.conv.components()), *momentum, content]

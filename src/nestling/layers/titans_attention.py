@@ -14,7 +14,9 @@ from nestling.layers.attention import Attention
 from nestling.layers.neural_memory import NeuralMemory
 from nestling.layers.norm import RMSNorm
 from nestling.layers.residual import Output
-from nestling.levels.clock import Component
+from nestling.layers.titans import CONTENT
+from nestling.levels.clock import Component, Transfer
+from nestling.levels.modules import within
 
 
 class MemoryBesideAttention(nn.Module):
@@ -39,10 +41,6 @@ class MemoryBesideAttention(nn.Module):
         y, after = self.memory(x, None, None if lengths is None else lengths + len(first), keep)
         return y[:, len(first) :], after
 
-    def components(self) -> list[Component]:
-        """The memory's and attention's."""
-        return [*self.memory.components(), *self.attention.components()]
-
 
 class MemoryAsGate(MemoryBesideAttention):
     """MAG: o = W_o (norm(SWA([p, x])) * silu(norm(M([p, x])))) (formulas 26-28 of Titans).
@@ -66,6 +64,14 @@ class MemoryAsGate(MemoryBesideAttention):
         y = self.output(self.norms[0](y) * functional.silu(self.norms[1](m)))
         return y, {"memory": memory, "attention": window} if keep else None
 
+    def components(self) -> list[Component]:
+        """The memory and attention, both read by the gate."""
+        passed = Transfer("direct", CONTENT, "weights:output")
+        return [
+            *within("memory", self.memory.components(), passed),
+            *within("attention", self.attention.components()),
+        ]
+
 
 class MemoryAsLayer(MemoryBesideAttention):
     """MAL: o = SWA([p, norm(M([p, x]))]) (formulas 29-31 of Titans).
@@ -85,3 +91,9 @@ class MemoryAsLayer(MemoryBesideAttention):
         y, memory = self.remember(x, state, lengths, keep)
         y, window = self.attention(self.norm(y), None if state is None else state["attention"], lengths, keep)
         return y, {"memory": memory, "attention": window} if keep else None
+
+    def components(self) -> list[Component]:
+        """The memory, whose output is attention's context, and attention."""
+        (window,) = self.attention.components()
+        passed = Transfer("context generation", CONTENT, window.name)
+        return [*within("memory", self.memory.components(), passed), *within("attention", [window])]

@@ -30,9 +30,9 @@ from nestling.layers.neural_memory import NeuralMemory
 from nestling.layers.norm import RMSNorm
 from nestling.layers.residual import Output
 from nestling.layers.stream import join
-from nestling.layers.titans import carried, kept
-from nestling.levels.clock import Component
-from nestling.levels.modules import attention
+from nestling.layers.titans import CONTENT, carried, kept
+from nestling.levels.clock import Component, Transfer
+from nestling.levels.modules import attention, within
 from nestling.memory.run import advance, closed, opened, recall
 from nestling.memory.stack import Places, Stack, unit
 
@@ -150,9 +150,9 @@ class MemoryAsContext(nn.Module):
         return torch.stack((rotate(key, turns), value), 2)
 
     def _front(self) -> Tensor:
-        """Keys and values (2, 1, H, P, d) of the persistent tokens."""
+        """Keys and values (2, 1, H, P, d) of the persistent tokens; of a copy, see attention.py."""
         turns = self._turns(torch.arange(self._first)[None], self.persistent.device)
-        return self._rows(self.persistent[None], turns).permute(2, 0, 3, 1, 4)
+        return self._rows(self.persistent.clone()[None], turns).permute(2, 0, 3, 1, 4)
 
     def _opened(self, state: dict | None, batch: int, x: Tensor) -> _Open:
         """Where the sequences stand before this call."""
@@ -204,12 +204,12 @@ class MemoryAsContext(nn.Module):
         }
 
     def components(self) -> list[Component]:
-        """Attention, the memory, and the convolutions of both streams."""
-        name = "short convolution of the queries"
-        (one,) = self.conv.components()
-        moved = (
-            replace(t, source=t.source.replace(one.name, name), target=t.target.replace(one.name, name))
-            for t in one.transfers
-        )
-        queries = replace(one, name=name, transfers=tuple(moved))
-        return [queries, *self.memory.components(), attention(window=self.size)]
+        """The queries' convolution, the memory, and attention; the last two are each other's context."""
+        window = attention(window=self.size)
+        passed = Transfer("context generation", CONTENT, window.name), Transfer("direct", CONTENT, "weights:output")
+        back = Transfer("context generation", window.name, CONTENT)
+        return [
+            *within("conv", self.conv.components(), Transfer("direct, non-parametric", "short convolution", CONTENT)),
+            *within("memory", self.memory.components(), *passed),
+            replace(window, transfers=(*window.transfers, back)),
+        ]

@@ -9,7 +9,8 @@ It speaks for its submodules too. Names are its own: equal components of several
 "weights" stands for the module's weights in the transfers. `describe.register(SomeModule)` adds a foreign class.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -29,6 +30,20 @@ def described(module: nn.Module) -> Iterator[tuple[nn.Module, list[Component]]]:
     elif found is None:
         for child in module.children():
             yield from described(child)
+
+
+def within(name: str, components: Iterable[Component], *more: Transfer) -> list[Component]:
+    """The components of the submodule `name` as its parent describes them; `more` transfers start at the last one."""
+
+    def moved(end: str) -> str:
+        role, _, inside = end.partition(":")
+        return f"weights:{name}.{inside}".rstrip(".") if role == "weights" else end
+
+    found = [
+        replace(one, transfers=tuple(replace(t, source=moved(t.source), target=moved(t.target)) for t in one.transfers))
+        for one in components
+    ]
+    return [*found[:-1], replace(found[-1], transfers=(*found[-1].transfers, *more))]
 
 
 @singledispatch
