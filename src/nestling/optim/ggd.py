@@ -38,15 +38,6 @@ def corrected(y: Tensor, delta: Tensor) -> Tensor:
     return y - delta
 
 
-def normalized(y: Tensor, delta: Tensor) -> Tensor:
-    """`u = y - delta / rms(delta)`: corrected by surprises of the same size in every layer and at every time.
-
-    As they are they may differ a thousandfold between layers, and fade as training goes on, and steps with them. The
-    root mean square is over the rows of this process.
-    """
-    return y - unit_rms(delta)
-
-
 class Penalty(Protocol):
     """Ret: how far from its past a matrix may go."""
 
@@ -94,7 +85,7 @@ def argmin(
     """`argmin_W fit(W) + keep(W) / eta` by L-BFGS from `start`, both convex; exact at once where both are quadratic.
 
     The problem is solved in coordinates in which `gram + I / eta` is the identity, which it then is for L2 and the
-    Frobenius distance, so that the first step is the solution.
+    Frobenius distance, so that the first step is the solution; where `fit` curves less, as Huber's, it descends too.
 
     Args:
         fit: the mapping's quality; this process's share of it if `add` is given.
@@ -102,7 +93,7 @@ def argmin(
         start: (out, in).
         gram: (in, in), curvature of `fit` for the L2 objective.
         eta: step size; 0 returns `start`.
-        steps: most L-BFGS iterations.
+        steps: most iterations, the first of which is that step.
         add: sums over processes, in place.
     """
     if eta == 0:
@@ -133,11 +124,12 @@ def argmin(
             z.sub_(z.grad)  # pyright: ignore[reportArgumentType]
         if not closure() < before:
             z.detach().zero_()
-        limit = size * 100 * torch.finfo(z.dtype).eps
-        solver = torch.optim.LBFGS(
-            [z], max_iter=steps, tolerance_grad=limit, tolerance_change=0.0, line_search_fn="strong_wolfe"
-        )
-        solver.step(closure)  # pyright: ignore[reportArgumentType]
+        if steps > 1:
+            limit = size * 100 * torch.finfo(z.dtype).eps
+            solver = torch.optim.LBFGS(
+                [z], max_iter=steps - 1, tolerance_grad=limit, tolerance_change=0.0, line_search_fn="strong_wolfe"
+            )
+            solver.step(closure)  # pyright: ignore[reportArgumentType]
     return weight().detach()
 
 
@@ -159,7 +151,7 @@ class GGD(LayerOptimizer):
         lr: what the retention is divided by.
         objective: quality of the mapping, from `nestling.memory.objective`.
         retention: a convex `Penalty`.
-        value: f of Eq. 60, what a layer generates for itself: `surprise`, `corrected`, `normalized`, or another.
+        value: f of Eq. 60, what a layer generates for itself: `surprise`, `corrected`, or another function.
         inner_steps: most iterations of the inner solver, for each layer.
         weight_decay: decoupled weight decay, per unit of `lr`, before the step.
         rows: n, where it is not the number of rows that a layer saw.

@@ -22,7 +22,7 @@ from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.optimizer import build
 
 NAMES = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon", *DESCENTS)
-RATES, DESCENT_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0.2, 0.4, 0.8, 1.6)
+RATES, DESCENT_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (1.6, 3.2, 6.4)
 TUNING, SEEDS = (0, 1), (0, 1, 2, 3, 4)
 STEPS, BATCH, WARMUP, EVERY, DECAY = 200, 64, 20, 20, 0.01
 PATCH, WIDTH, LAYERS, HEADS, INNER = 2, 64, 2, 4, 128

@@ -13,7 +13,7 @@ from nestling.train.config import OPTIMIZERS
 
 FIRST = ("adamw", "muon", "m3", "delta-momentum", "dmgd", "adamuon", *DESCENTS)
 MODELS = ("transformer++", "hope")
-RATES, DESCENT_RATES = (1e-3, 2e-3, 4e-3, 8e-3), (0.2, 0.4, 0.8)
+RATES, DESCENT_RATES = (1e-3, 2e-3, 4e-3, 8e-3), (1.6, 3.2, 6.4)
 TUNING = (0,)
 EVERY = 5
 

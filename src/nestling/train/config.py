@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, tuple[str, float]] = {
     "dmgd": ("DMGD", 2e-2),
     "dgd": ("DGD", 3.0),
     "dgd-corrected": ("DGD", 3.0),
-    "ggd": ("GGD", 1e-1),
+    "ggd": ("GGD", 3.0),
 }
 """Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
 

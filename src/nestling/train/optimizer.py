@@ -10,14 +10,14 @@ from nestling import optim
 from nestling.errors import InputError
 from nestling.levels.clock import step_periods
 from nestling.memory.objective import Huber
-from nestling.optim.ggd import normalized
+from nestling.optim.ggd import corrected
 from nestling.optim.layerwise import LayerOptimizer
 from nestling.train.config import OPTIMIZERS, TrainConfig, peak
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dgd": {"adamw_lr_ratio": 0.003},
     "dgd-corrected": {"adamw_lr_ratio": 0.003, "value": "corrected"},
-    "ggd": {"adamw_lr_ratio": 0.03, "objective": Huber(1.0), "value": normalized, "inner_steps": 3},
+    "ggd": {"adamw_lr_ratio": 0.003, "objective": Huber(0.1), "value": corrected, "inner_steps": 1},
 }
 """What an optimizer has besides the settings that all share. The ratio brings gradient descent's rates to AdamW's."""
 
