@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from nestling import models
 from nestling.errors import InputError
 from nestling.layers.cms import CMSLevel, ContinuumMemory
-from nestling.layers.feedforward import MLP
+from nestling.layers.feedforward import MLP, SwiGLU
 from nestling.levels import inspect
 from nestling.memory.scan import scan
 from nestling.train import optimizer as optimizers
@@ -23,6 +23,8 @@ FAST, SLOW = CMSLevel("self", 4, "dgd"), CMSLevel("self", 8)
 SYSTEMS = {
     "one level": ([FAST], "sequential"),
     "averaged gradients": ([CMSLevel("self", 3)], "sequential"),
+    "plain": ([CMSLevel("self", 4, "dgd", form="plain"), CMSLevel(form="plain")], "sequential"),
+    "plain, averaged": ([CMSLevel("self", 3, form="plain")], "sequential"),
     "every token": ([CMSLevel("self", 1, "dgd")], "sequential"),
     "sequential": ([SLOW, CMSLevel(), FAST], "sequential"),
     "nested": ([CMSLevel("self", 16), SLOW, FAST], "nested"),
@@ -45,7 +47,7 @@ def block_by_token(block, n, every=None, transfer=None):
     """`f(n)` of one block with a signal of its own, one `scan` step a token."""
     eta, log_alpha = block.rates(n)
     value = block.value(n)
-    initial = [w.expand(len(n), *w.shape) for w in (block.output.weight, block.up.weight)]
+    initial = [w.expand(len(n), *w.shape) for w in block.initial]
     origin, state, outputs = [torch.zeros_like(w) for w in initial], block.memory.init_state(initial), []
     for t in range(n.shape[1]):
         if every and t and t % every == 0:
@@ -54,9 +56,10 @@ def block_by_token(block, n, every=None, transfer=None):
             state = fresh._replace(count=state.count)
         if state.count % block.memory.chunk_size == 0:
             state = state._replace(boundary=state.current)
-        W1, W2 = block.memory.weights(state, state.boundary)
+        W1, W2, *W3 = block.memory.weights(state, state.boundary)
         v = value[:, t : t + 1]
-        target = v + functional.gelu(v @ W2.mT) @ W1.mT
+        hidden = functional.silu(v @ W2.mT) * (v @ W3[0].mT) if W3 else functional.gelu(v @ W2.mT)
+        target = v + hidden @ W1.mT
         now = n[:, t : t + 1]
         y, state = scan(block.memory, state, now, now, target, eta[:, t : t + 1], log_alpha[:, t : t + 1].exp())
         outputs.append(y - now)
@@ -134,9 +137,10 @@ def test_padding_writes_nothing_and_rows_may_stand_apart(name):
 
 
 @pytest.mark.paper("Eq. 70")
-def test_one_block_without_a_signal_is_the_feed_forward_block():
-    system = ContinuumMemory(D, HIDDEN)
-    plain = MLP(D, HIDDEN)
+@pytest.mark.parametrize(("form", "block"), [("gated", SwiGLU), ("plain", MLP)])
+def test_one_block_without_a_signal_is_the_feed_forward_block(form, block):
+    system = ContinuumMemory(D, HIDDEN, [CMSLevel(form=form)])
+    plain = block(D, HIDDEN)
     plain.load_state_dict({key.removeprefix("blocks.0."): w for key, w in system.state_dict().items()})
     x = torch.randn(B, 5, D)
     assert torch.equal(system(x)[0], plain(x)[0])
@@ -157,7 +161,7 @@ def test_a_block_is_not_moved_by_later_tokens_of_its_chunk():
 
 def test_levels_are_named_with_their_periods():
     system = ContinuumMemory(D, HIDDEN, [SLOW, FAST, CMSLevel()])
-    assert [(one.period, one.parameters) for one in system.components()] == [(8, 48), (4, 48)]
+    assert [(one.period, one.parameters) for one in system.components()] == [(8, 72), (4, 72)]
 
 
 def language_model(name):
@@ -172,7 +176,7 @@ def test_slow_blocks_change_when_due_and_then_as_accumulation_by_hand_says(name)
     """The optimizer that training builds, against autograd's own sum of four steps in `.grad`."""
     ours, theirs = language_model(name), language_model(name)
     slow = {key for key, _ in ours.named_parameters() if "channel.blocks.0." in key}
-    assert len(slow) == 4
+    assert len(slow) == 6
     optimizer = optimizers.build(ours, TrainConfig(learning_rate=0.01))
     groups = optimizers.decay_groups(theirs, TrainConfig.weight_decay)
     assert {key for group in groups for key in group["names"] if "period" in group} == slow
@@ -199,7 +203,7 @@ def test_slow_blocks_change_when_due_and_then_as_accumulation_by_hand_says(name)
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_period_of_slow_blocks_is_in_the_nested_system_and_its_drawing(trained):
     model = language_model("hope-attention")
-    size, slow = sum(parameter.numel() for parameter in model.parameters()), 2 * 2 * 16 * 16
+    size, slow = sum(parameter.numel() for parameter in model.parameters()), 2 * 3 * 16 * 16
     system = inspect(model, optimizers.build(model, TrainConfig()) if trained else None, step_tokens=100)
     weights = [(one.every, one.tokens(100), one.parameters) for one in system.components if one.kind == "weights"]
     assert sorted(weights) == [("every 4 optimizer steps", 400, slow), ("every optimizer step", 100, size - slow)]
@@ -213,6 +217,7 @@ def test_the_period_of_slow_blocks_is_in_the_nested_system_and_its_drawing(train
         ([{"signal": "self", "chunk_size": 0}], "sequential", "chunk_size=0 of a level must be at least 1."),
         ([{"period": 0}], "sequential", "period=0 of a level must be at least 1."),
         ([{"signal": "self", "period": 2}], "sequential", "period=2 of a level needs signal='none': a block with"),
+        ([{"form": "round"}], "sequential", "form='round' of a level is unknown: choose one of gated, plain."),
         ([{"rule": "oja"}], "sequential", "rule='oja' of a level is unknown: choose one of gd, dgd."),
         ([{}], "parallel", "variant='parallel' is unknown"),
         ([], "sequential", "0 levels share intermediate_size=12: give at least 1 each."),

@@ -1,4 +1,4 @@
-"""Comba: the delta rule in a closed loop (Hu et al., arXiv 2506.02475, Eq. 5).
+"""Comba: the delta rule in a closed loop (Hu et al., arXiv 2506.02475, formula 5).
 
     S_t = S_{t-1} (alpha_t I - b beta_t k_t k_t^T) + beta_t v_t k_t^T
     y_t = S_t unit(q_t - d k_t) / sqrt(width)
@@ -8,7 +8,7 @@ learned number a head): the query loses what the key has in common with it. The 
 Keys have unit length, but not yet where d takes them from the query; alpha and beta are those of Gated DeltaNet, the
 output gate is a sigmoid.
 
-The authors' kernels bring b k to unit length again, so that b drops out of what is erased; here it acts, as in Eq. 5.
+The authors' kernels bring b k to unit length again, so that b drops out of what is erased; here it acts, as in formula 5.
 There d k stands for d b k too, which is the same with another start of d.
 """
 

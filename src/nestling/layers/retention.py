@@ -1,4 +1,4 @@
-"""Multi-scale retention (Sun et al., "Retentive Network", arXiv 2307.08621, Eq. 5-8).
+"""Multi-scale retention (Sun et al., "Retentive Network", arXiv 2307.08621, formulas 5-8).
 
     S_t = gamma_h S_{t-1} + v_t k_t^T,  y_t = S_t q_t / sqrt(d),  gamma_h = 1 - 2^(-5-h)
     out = W_o (norm_h(y) * silu(W_g x))

@@ -2,7 +2,7 @@
 
 Letters: B batch, T new tokens, D model width, H heads, d = D / H.
 
-With m_c(x_t) = x_t + (x_{t-1} - x_t) * mu_c and low-rank maps L(x) = f(x A) B + b (Eq. 4-14):
+With m_c(x_t) = x_t + (x_{t-1} - x_t) * mu_c and low-rank maps L(x) = f(x A) B + b (formulas 4-14 of the paper):
 
     r, k, v = W_r m_r, W_k m_k, W_v m_v                    v += (v_first - v) * sigmoid(L_v(m_v))  (not in block 0)
     w = exp(-e^-0.5 sigmoid(L_w(m_w))), f = tanh           a = sigmoid(L_a(m_a))
