@@ -61,7 +61,7 @@ class MemoryAsGate(MemoryBesideAttention):
         """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
         m, memory = self.remember(x, state, lengths, keep)
         y, window = self.attention(x, None if state is None else state["attention"], lengths, keep)
-        y = self.output(self.norms[0](y) * functional.silu(self.norms[1](m)))
+        y = self.output(self.norms[0](y.to(x.dtype)) * functional.silu(self.norms[1](m.to(x.dtype))))
         return y, {"memory": memory, "attention": window} if keep else None
 
     def components(self) -> list[Component]:
@@ -89,7 +89,8 @@ class MemoryAsLayer(MemoryBesideAttention):
     ) -> tuple[Tensor, dict | None]:
         """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
         y, memory = self.remember(x, state, lengths, keep)
-        y, window = self.attention(self.norm(y), None if state is None else state["attention"], lengths, keep)
+        y = self.norm(y.to(x.dtype))
+        y, window = self.attention(y, None if state is None else state["attention"], lengths, keep)
         return y, {"memory": memory, "attention": window} if keep else None
 
     def components(self) -> list[Component]:
