@@ -150,7 +150,7 @@ def mal(layer, x):
     memory = Scanned(layer.memory)
     for p in layer.attention.persistent:
         memory(p)
-    yield from windowed(layer.attention, [layer.norm(memory(row)) for row in x])
+    yield from windowed(layer.attention, [layer.norm(row + memory(row)) for row in x])
 
 
 FORMULAS = {"titans-mac": mac, "titans-mag": mag, "titans-mal": mal}

@@ -35,8 +35,7 @@ class MemoryBesideAttention(nn.Module):
         if state is not None:
             return self.memory(x, state["memory"], lengths, keep)
         first = self.attention.persistent
-        if first is None:
-            return self.memory(x, None, lengths, keep)
+        assert first is not None
         x = torch.cat((first.to(x.dtype).expand(len(x), -1, -1), x), 1)
         y, after = self.memory(x, None, None if lengths is None else lengths + len(first), keep)
         return y[:, len(first) :], after
@@ -74,7 +73,7 @@ class MemoryAsGate(MemoryBesideAttention):
 
 
 class MemoryAsLayer(MemoryBesideAttention):
-    """MAL: o = SWA([p, norm(M([p, x]))]) (formulas 29-31 of Titans).
+    """MAL: o = SWA([p, norm(x + M([p, x]))]) (formulas 29-31 of Titans), with a residual around each, as it says.
 
     Attention keeps p itself in front of every window, where the letter has the memory's answers to p, which a window
     leaves behind.
@@ -89,7 +88,7 @@ class MemoryAsLayer(MemoryBesideAttention):
     ) -> tuple[Tensor, dict | None]:
         """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
         y, memory = self.remember(x, state, lengths, keep)
-        y = self.norm(y.to(x.dtype))
+        y = self.norm(x + y)
         y, window = self.attention(y, None if state is None else state["attention"], lengths, keep)
         return y, {"memory": memory, "attention": window} if keep else None
 
