@@ -35,11 +35,25 @@ def written_out(layer, x):
         scores = query[head] @ key[group].T / width**0.5
         far = torch.arange(length)[:, None] - torch.arange(length)
         scores[(far < 0) | (far >= (layer.window or length))] = -torch.inf
-        out.append(scores.softmax(-1) @ value[group])
+        if layer.persistent is not None:
+            own = (w[group * width : (group + 1) * width] for w in (layer.key.weight, layer.value.weight))
+            front, contents = (layer.persistent @ w.T for w in own)
+            plain = layer.query(x)[:, head * width : (head + 1) * width]
+            scores = torch.cat((plain @ front.T / width**0.5, scores), -1)
+            out.append(scores.softmax(-1) @ torch.cat((contents, value[group])))
+        else:
+            out.append(scores.softmax(-1) @ value[group])
     return layer.output(torch.cat(out, -1))
 
 
-OPTIONS = [{}, {"num_key_value_heads": 2}, {"sliding_window": 3}, {"sliding_window": 1, "num_key_value_heads": 1}]
+OPTIONS = [
+    {},
+    {"num_key_value_heads": 2},
+    {"sliding_window": 3},
+    {"sliding_window": 1, "num_key_value_heads": 1},
+    {"persistent_tokens": 2},
+    {"sliding_window": 3, "persistent_tokens": 1, "num_key_value_heads": 2},
+]
 
 
 @pytest.mark.paper("Eq. 62-63")
@@ -80,9 +94,11 @@ def test_ragged_pieces_equal_rows_alone(options, data):
 
 @pytest.mark.parametrize("window", [1, 3, 4, 7])
 @pytest.mark.parametrize("lengths", [None, [29, 12], [3, 5]])
-def test_blocks_of_queries_change_nothing(window, lengths, monkeypatch):
+@pytest.mark.parametrize("persistent", [0, 2])
+def test_blocks_of_queries_change_nothing(window, lengths, persistent, monkeypatch):
     """From the start and from ragged rows, with padding that some blocks consist of."""
-    layer, x = make(sliding_window=window), torch.randn(2, 29, 16, dtype=torch.float64)
+    layer = make(sliding_window=window, persistent_tokens=persistent)
+    x = torch.randn(2, 29, 16, dtype=torch.float64)
     real = None if lengths is None else torch.tensor(lengths)
     _, ragged = layer(x[:, :9], None, torch.tensor([9, 2]), keep=True)
     found = []

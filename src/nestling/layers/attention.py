@@ -60,6 +60,15 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine).to(x.dtype)
 
 
+def check_heads(hidden_size: int, heads: int) -> None:
+    """Raise InputError if the width doesn't make so many heads of an even width."""
+    if hidden_size % (2 * heads):
+        raise InputError(
+            f"hidden_size={hidden_size} must be a multiple of twice num_attention_heads={heads}, because "
+            "rotary positions turn pairs of channels: change one of the two."
+        )
+
+
 def persistent(tokens: int, hidden_size: int) -> nn.Parameter:
     """Learned tokens (P, D) of the size of normed ones."""
     parameter = nn.Parameter(torch.randn(tokens, hidden_size))
@@ -97,11 +106,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.groups = num_attention_heads, num_key_value_heads or num_attention_heads
         self.window, self.theta = sliding_window, rope_theta
-        if hidden_size % (2 * self.heads):
-            raise InputError(
-                f"hidden_size={hidden_size} must be a multiple of twice num_attention_heads={self.heads}, because "
-                "rotary positions turn pairs of channels: change one of the two."
-            )
+        check_heads(hidden_size, self.heads)
         if self.heads % self.groups:
             raise InputError(
                 f"num_key_value_heads={self.groups} must divide num_attention_heads={self.heads}: choose a divisor."

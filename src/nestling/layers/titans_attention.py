@@ -35,8 +35,7 @@ class MemoryBesideAttention(nn.Module):
         if state is not None:
             return self.memory(x, state["memory"], lengths, keep)
         first = self.attention.persistent
-        if first is None:
-            return self.memory(x, None, lengths, keep)
+        assert first is not None
         x = torch.cat((first.to(x.dtype).expand(len(x), -1, -1), x), 1)
         y, after = self.memory(x, None, None if lengths is None else lengths + len(first), keep)
         return y[:, len(first) :], after
@@ -61,7 +60,7 @@ class MemoryAsGate(MemoryBesideAttention):
         """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
         m, memory = self.remember(x, state, lengths, keep)
         y, window = self.attention(x, None if state is None else state["attention"], lengths, keep)
-        y = self.output(self.norms[0](y) * functional.silu(self.norms[1](m)))
+        y = self.output(self.norms[0](y.to(x.dtype)) * functional.silu(self.norms[1](m.to(x.dtype))))
         return y, {"memory": memory, "attention": window} if keep else None
 
     def components(self) -> list[Component]:
@@ -74,7 +73,7 @@ class MemoryAsGate(MemoryBesideAttention):
 
 
 class MemoryAsLayer(MemoryBesideAttention):
-    """MAL: o = SWA([p, norm(M([p, x]))]) (formulas 29-31 of Titans).
+    """MAL: o = SWA([p, norm(x + M([p, x]))]) (formulas 29-31 of Titans), with a residual around each, as it says.
 
     Attention keeps p itself in front of every window, where the letter has the memory's answers to p, which a window
     leaves behind.
@@ -89,7 +88,8 @@ class MemoryAsLayer(MemoryBesideAttention):
     ) -> tuple[Tensor, dict | None]:
         """x (B, T, D) -> (B, T, D); the state holds the memory's and attention's."""
         y, memory = self.remember(x, state, lengths, keep)
-        y, window = self.attention(self.norm(y), None if state is None else state["attention"], lengths, keep)
+        y = self.norm(x + y)
+        y, window = self.attention(y, None if state is None else state["attention"], lengths, keep)
         return y, {"memory": memory, "attention": window} if keep else None
 
     def components(self) -> list[Component]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestling.layers.attention import angles, persistent, rotate
+from nestling.layers.attention import angles, check_heads, persistent, rotate
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.neural_memory import NeuralMemory
 from nestling.layers.norm import RMSNorm
@@ -77,12 +77,16 @@ class MemoryAsContext(nn.Module):
         segment_size: C.
         persistent_tokens: P.
         rope_theta: base of the rotary wavelengths.
+
+    Raises:
+        InputError: a head's width is odd.
     """
 
     def __init__(
         self, hidden_size: int, memory: NeuralMemory, segment_size: int, persistent_tokens: int, rope_theta: float
     ):
         super().__init__()
+        check_heads(hidden_size, memory.heads)
         self.memory, self.size, self.theta = memory, segment_size, rope_theta
         self.recall = nn.Linear(hidden_size, hidden_size, bias=False)
         self.conv = ShortConvolution(hidden_size, silu=True)
@@ -115,10 +119,10 @@ class MemoryAsContext(nn.Module):
         for start, stop in pairwise(places.cuts(0, length, self.size)):
             tokens = slice(start, stop)
             run.turn(places.begins(start, self.size), self.memory.heads)
-            h = self._recalled(run, asked[:, tokens])
+            h = self.norms["h"](self._recalled(run, asked[:, tokens]).to(x.dtype))
             h = self._rows(h, (past[0][:, tokens], past[1][:, tokens]))
             rows = run.add(torch.stack((h, own[:, tokens]), 3), places.part(start, stop).lengths)
-            y = self.norms["y"](self._attend(query[:, tokens], front, rows, place[:, tokens]))
+            y = self.norms["y"](self._attend(query[:, tokens], front, rows, place[:, tokens]).to(x.dtype))
             found.append((y, self._learn(run, y, places.part(start, stop))))
         y, m = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         y = self.output(y * functional.silu(self.norms["gate"](m)))
@@ -166,11 +170,10 @@ class MemoryAsContext(nn.Module):
         return _Open(stack, Stack(self.size, stack.anchors, began, stack.current, ()), conv, rows, held)
 
     def _recalled(self, run: _Open, asked: Tensor) -> Tensor:
-        """h (B, T, D) for queries of the same shape."""
+        """M(q) (B, T, D) for queries of the same shape, as M stood when the segment began."""
         with torch.autocast(asked.device.type, enabled=False):
             q = unit(self._heads(asked.to(run.memory.current[0].dtype)).transpose(1, 2))
-            h = recall(self.memory.memory, run.began, q)
-        return self.norms["h"](h.transpose(1, 2).flatten(2).to(asked.dtype))
+            return recall(self.memory.memory, run.began, q).transpose(1, 2).flatten(2)
 
     def _attend(self, query: Tensor, front: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         """Attention (B, T, D) of queries (B, T, H, d), tokens number `place` (B or 1, T) of their segments."""
