@@ -8,7 +8,7 @@ learned number a head): the query loses what the key has in common with it. The 
 Keys have unit length, but not yet where d takes them from the query; alpha and beta are those of Gated DeltaNet, the
 output gate is a sigmoid.
 
-The authors' kernels bring b k to unit length again, so that b drops out of what is erased; here it acts, as in formula 5.
+The authors' kernels bring b k to unit length again, so that b drops out of the erase; here it acts, as in formula 5.
 There d k stands for d b k too, which is the same with another start of d.
 """
 

@@ -33,7 +33,10 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BEST = {"hope": 4e-3, "transformer++": 4e-3, "hope-attention": 2e-3}
 """Found by the sweep."""
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+PLAIN: dict[str, Any] = {"levels": [{"form": "plain"}]}
+"""The Continuum Memory System with which all variants but the gated ones ran."""
+
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer++": ("transformer++", {}),
     "hope": ("hope", {}),
     "only the content memory updated": ("hope", {"memory_updated": ["mem"]}),
@@ -48,15 +51,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "projection chunk 128": ("hope", {"projection_chunk_size": 128}),
     "two in-context CMS levels": (
         "hope",
-        {"levels": [{"signal": "self", "chunk_size": 256}, {"signal": "self", "chunk_size": 64}]},
+        {"levels": [{"signal": "self", "chunk_size": n, "form": "plain"} for n in (256, 64)]},
     ),
-    "two plain CMS blocks": ("hope", {"levels": [{}, {}]}),
+    "two plain CMS blocks": ("hope", {"levels": 2 * PLAIN["levels"]}),
     "no retention": ("hope", {"memory_retention": False}),
     "shared targets": ("hope", {"memory_own_targets": False}),
     "GD on both": ("hope", {"memory_rule": "gd"}),
     "memory width 64": ("hope", {"memory_hidden_size": 64}),
     "hope-attention": ("hope-attention", {}),
 }
+VARIANTS = {name: (model, PLAIN | fields if "hope" in model else fields) for name, (model, fields) in _VARIANTS.items()}
+VARIANTS |= {f"{name}, gated blocks": (name, {}) for name in ("hope", "hope-attention")}
 
 UPDATED: tuple[tuple[str, list[str]], ...] = (
     ("mem", ["mem"]),
@@ -72,6 +77,7 @@ MODED_SHAPE = {
     "chunk_size": 8,
     "projection_chunk_size": 8,
     "conv_identity": True,
+    **PLAIN,
 }
 MODED_VARIANTS: dict[str, dict[str, Any]] = {
     "surprise on W1": {"memory_rule": "dgd-surprise"},
@@ -103,7 +109,8 @@ def text_cells() -> Iterator[Cell]:
     """The sweep of learning rates; the two models with three seeds; then every variant, seed by seed."""
     for name in ("transformer++", "hope"):
         for rate in RATES:
-            yield Cell("text", name, name, SHAPE, rate, 0, {"steps": STEPS})
+            model, fields = VARIANTS[name]
+            yield Cell("text", name, model, SHAPE | fields, rate, 0, {"steps": STEPS})
     pairs = [(name, seed) for seed in SEEDS for name in ("transformer++", "hope")]
     for name, seed in dict.fromkeys(pairs + [(name, seed) for seed in SEEDS for name in VARIANTS]):
         model, fields = VARIANTS[name]

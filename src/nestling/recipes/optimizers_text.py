@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from nestling.recipes import plots
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, curve, spread, sweep, tuned
-from nestling.recipes.learning import BATCH, LENGTH, SEEDS, SHAPE, STEPS, train_on_text
+from nestling.recipes.learning import BATCH, LENGTH, PLAIN, SEEDS, SHAPE, STEPS, train_on_text
 from nestling.recipes.optimizers import DESCENTS
 from nestling.train.config import OPTIMIZERS
 
@@ -38,7 +38,8 @@ def _cell(model: str, name: str) -> Cell:
 def run(cell: Cell) -> Row:
     """Train; what `learning.train_on_text` finds, and the training loss every EVERY steps."""
     fields = {"model": cell["model"], "optimizer": cell["optimizer"], "learning_rate": cell["lr"], "seed": cell["seed"]}
-    row, losses = train_on_text(cell["steps"], fields=SHAPE, **fields)
+    shape = SHAPE | (PLAIN if cell["model"] == "hope" else {})
+    row, losses = train_on_text(cell["steps"], fields=shape, **fields)
     return row | {"curve": [round(mean(losses[i : i + EVERY]), 4) for i in range(0, len(losses), EVERY)]}
 
 
