@@ -1,7 +1,7 @@
 """The one language model: embedding, blocks of a token mixer and a channel mixer, final norm, head.
 
 A block is h = x + mixer(norm(x)); y = h + channel(norm(h)) (Nested Learning, Sec. 8.3). What the mixers are, the
-configuration says; what a token mixer returns besides outputs and state goes to the channel mixer of its block.
+configuration says; what else a token mixer may hand on, layers/residual.py says (`Handed`).
 Letters: B batch, T new tokens, D model width, V vocabulary.
 """
 
