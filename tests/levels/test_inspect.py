@@ -62,7 +62,7 @@ def test_one_layer_is_one_level_and_with_adam_two():
 def test_hope_with_a_continuum_of_blocks():
     levels = [{"signal": "self", "chunk_size": 32}, {"signal": "self", "chunk_size": 16}]
     model = models.create("hope", **TINY | {"chunk_size": 4, "projection_chunk_size": 8, "levels": levels})
-    state, memory, block = 2 * 3 * 3 * 32, 2 * 2 * 2 * 16 * 16, 2 * 2 * 32 * 32
+    state, memory, block = 2 * 3 * 3 * 32, 2 * 2 * 2 * 16 * 16, 2 * 3 * 32 * 32
     weights = size(model)
     assert found(model, AdamW(model.parameters())) == [
         [("1", "short convolution", state)],
@@ -106,7 +106,7 @@ def test_what_the_optimizer_does_not_hold_is_frozen():
 def test_a_slow_block_without_a_signal_has_a_level_of_its_own():
     levels = [{"period": 4}, {}]
     model = models.create("hope-attention", **TINY | {"levels": levels})
-    block = 2 * 2 * 32 * 32
+    block = 2 * 3 * 32 * 32
     planned = found(model)
     assert planned[1:] == [
         [("1/4,096", "weights (every optimizer step)", size(model) - block)],

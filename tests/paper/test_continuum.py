@@ -47,7 +47,7 @@ def test_a_chain_and_a_sum() -> None:
 @pytest.mark.paper("Eq. 70")
 def test_one_block_is_the_feed_forward_block() -> None:
     """k = 1: the Transformer's MLP block, with its weights under the same names."""
-    chain, plain = ContinuumMemory(D, HIDDEN), MLP(D, HIDDEN)
+    chain, plain = ContinuumMemory(D, HIDDEN, [CMSLevel(form="plain")]), MLP(D, HIDDEN)
     plain.load_state_dict({name.removeprefix("blocks.0."): w for name, w in chain.state_dict().items()})
     x = torch.randn(2, T, D)
     assert torch.equal(chain(x)[0], plain(x)[0])

@@ -164,7 +164,7 @@ def test_an_interrupted_run_with_slow_blocks_continues_bit_for_bit(config, tmp_p
     interrupted(monkeypatch, config, out, 8)
     waiting = safetensors.torch.load_file(out / "checkpoint-6" / "optimizer.safetensors")
     assert sorted(key for key in waiting if key.endswith("/accumulated")) == [
-        f"model.layers.0.channel.blocks.0.{name}.weight/accumulated" for name in ("output", "up")
+        f"model.layers.0.channel.blocks.0.{name}.weight/accumulated" for name in ("gate", "output", "up")
     ]
     assert not train(dataclasses.replace(config, max_seconds=1e-9), out, resume=True)["finished"]
     train(config, out, resume=True)
