@@ -35,11 +35,15 @@ OPTIMIZERS: dict[str, tuple[str, float]] = {
     "m3": ("M3", 1.6e-2),
     "delta-momentum": ("DeltaMomentum", 1.6e-2),
     "dmgd": ("DMGD", 2e-2),
-    "dgd": ("DGD", 3.0),
-    "dgd-corrected": ("DGD", 3.0),
-    "ggd": ("GGD", 3.0),
+    "dgd": ("DGD", 6.4),
+    "dgd-corrected": ("DGD", 6.4),
+    "ggd": ("GGD", 6.4),
 }
-"""Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given."""
+"""Name -> class in nestling.optim (AdamW is torch's) and the learning rate where none is given.
+
+dgd is the paper's letter, which rests where layers' answers equal their surprises; dgd-corrected where these are zero.
+What else sets them apart is in `nestling.train.optimizer.SETTINGS`.
+"""
 
 
 Fields = Annotated[
@@ -76,7 +80,11 @@ class TrainConfig:
     """Tokens a sequence."""
     optimizer: Annotated[
         str,
-        tyro.conf.arg(help="Vectors and embeddings always have AdamW. One of " + ", ".join(OPTIMIZERS) + "."),
+        tyro.conf.arg(
+            help="Vectors and embeddings have AdamW (under dgd and ggd biases move with their weights). One of "
+            + ", ".join(OPTIMIZERS)
+            + "."
+        ),
     ] = "adamw"
     learning_rate: Annotated[
         float | None,
