@@ -81,7 +81,7 @@ class LinearMemory(Recurrent):
 
     def tokens(self, q: Tensor, k: Tensor, v: Tensor, *rates: Tensor) -> Tokens:
         """From heads `(B, H, T, ...)` and rates `(B, H, T)`, in at least float32. Every model defines it."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define tokens(q, k, v, *rates), what the recurrence is given")
 
     def read(self, y: Tensor) -> Tensor:
         """What is made of the reads `(B, H, T, ...)` before the norm."""
