@@ -1,5 +1,6 @@
 """Two processes on the CPU, for models that FSDP2 shards."""
 
+import os
 from collections.abc import Callable
 
 import torch.distributed
@@ -24,6 +25,9 @@ def _entry(rank: int, folder: str, worker: Callable, arguments: tuple) -> None:
         torch.distributed.barrier()  # nobody leaves while another still reads what it sent
     finally:
         torch.distributed.destroy_process_group()
+    os._exit(
+        0
+    )  # at once: gloo's threads may outlive what the interpreter takes down, which then aborts a finished rank
 
 
 def shard(model: nn.Sequential) -> nn.Sequential:
