@@ -3,7 +3,6 @@
 MODELS: model name -> fields that its tiny version needs besides TINY: chunks, segments and windows of a few tokens.
 LONG: model name -> fields that replace these for streams of many thousand tokens, so that they take seconds: larger
     chunks, and one layer where it attends to all of them.
-GROWING: models whose state grows with the text.
 LOCAL: models that see nothing but a window of tokens.
 UNBOUNDED: models that, as published, nothing holds back: AdaTransformer adds its writes up without end, SRWM grows
     to 1e13 and more where one token repeats for 16k tokens. Of them it is only asked that all numbers stay finite.
@@ -60,8 +59,6 @@ LONG: dict[str, dict] = {
     "ttt-mlp": {"chunk_size": 16},
     "yaad": {"chunk_size": 64},
 }
-
-GROWING = ("adatransformer", "hope-attention", "transformer++")
 
 LOCAL = ("sliding-window",)
 

@@ -7,8 +7,13 @@ transformers' Auto classes: now if transformers is already imported, else when `
 import importlib
 import sys
 
-_MODULES = ("data", "evaluate", "layers", "levels", "memory", "models", "optim", "recipes", "train")
-_NAMES = {"load_state": "nestling.models.state", "save_state": "nestling.models.state"}
+_MODULES = ("continual", "data", "evaluate", "layers", "levels", "memory", "models", "optim", "recipes", "train")
+_NAMES = {
+    "Learner": "nestling.continual.learner",
+    "Level": "nestling.continual.level",
+    "load_state": "nestling.models.state",
+    "save_state": "nestling.models.state",
+}
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,7 @@
 """AdaTransformer: a Transformer whose feed-forward learns in context (Nested Learning, Sec. 3.2, Eq. 21 and 69)."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from nestling.layers.adaptive import AdaptiveFeedForward, SharedAttention
@@ -17,6 +19,8 @@ class AdaTransformerConfig(NestlingConfig):
         alone; intermediate_size then plays no part.
     rope_theta: base of the rotary wavelengths.
     """
+
+    growing_state: ClassVar[bool] = True
 
     feedforward: str = "swiglu"
     rope_theta: float = 10000.0

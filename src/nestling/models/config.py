@@ -39,6 +39,8 @@ class NestlingConfig(PreTrainedConfig):
     """
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
+    growing_state: ClassVar[bool] = False
+    """Whether the state grows with the text, as that of attention to all of it does."""
 
     vocab_size: int = 256
     hidden_size: int = 128

@@ -1,5 +1,7 @@
 """Hope-Attention: Hope with softmax attention in place of the self-modifying Titans (Nested Learning, Sec. 8.3)."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from nestling.layers.attention import Attention
@@ -14,6 +16,8 @@ class HopeAttentionConfig(ContinuumConfig):
     num_key_value_heads: heads of keys and values; None: as many as num_attention_heads.
     rope_theta: base of the rotary wavelengths.
     """
+
+    growing_state: ClassVar[bool] = True
 
     num_key_value_heads: int | None = None
     rope_theta: float = 10000.0

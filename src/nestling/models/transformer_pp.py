@@ -1,5 +1,7 @@
 """Transformer++: RMSNorm, rotary positions, SwiGLU and, as an option, shared key-value heads, as in Llama."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from nestling.layers.attention import Attention
@@ -14,6 +16,8 @@ class TransformerPPConfig(NestlingConfig):
     num_key_value_heads: heads of keys and values; None: as many as num_attention_heads.
     rope_theta: base of the rotary wavelengths.
     """
+
+    growing_state: ClassVar[bool] = True
 
     num_key_value_heads: int | None = None
     rope_theta: float = 10000.0

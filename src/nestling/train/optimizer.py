@@ -13,6 +13,7 @@ from nestling.memory.objective import Huber
 from nestling.optim.ggd import corrected
 from nestling.optim.layerwise import LayerOptimizer
 from nestling.train.config import OPTIMIZERS, TrainConfig, peak
+from nestling.tree import pack, unpack
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dgd": {"adamw_lr_ratio": 0.003},
@@ -80,7 +81,7 @@ def export(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     packed = optimizer.state_dict()
     packed = packed | {"state": {names[index]: state for index, state in packed["state"].items()}}
     tensors: dict[str, Tensor] = {}
-    described = {key: _pack(value, "" if key == "state" else key, tensors) for key, value in packed.items()}
+    described = {key: pack(value, "" if key == "state" else key, tensors) for key, value in packed.items()}
     return tensors, described
 
 
@@ -90,34 +91,6 @@ def restore(optimizer: Optimizer, tensors: dict[str, Tensor], described: dict[st
     if [group["names"] for group in described["param_groups"]] != names:
         raise InputError("the checkpoint's optimizer state belongs to other parameters: start a new run")
     index = {name: position for position, name in enumerate(name for group in names for name in group)}
-    packed = _unpack(described, tensors)
+    packed = unpack(described, tensors)
     state = {index[name]: found for name, found in packed["state"].items()}
     optimizer.load_state_dict(packed | {"state": state})
-
-
-def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON knows it; each tensor in it goes to `tensors` under its path, in memory of its own."""
-    if isinstance(value, Tensor):
-        whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-        tensors[path] = value.detach() if whole else value.detach().clone(memory_format=torch.contiguous_format)
-        return {"$tensor": path}
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _pack(one, f"{path}/{key}".removeprefix("/"), tensors) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_pack(one, f"{path}/{position}", tensors) for position, one in enumerate(value)]
-        return items if isinstance(value, list) else {"$tuple": items}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"optimizer state '{path}' is a {type(value).__name__}: only tensors and what JSON knows is saved")
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(one, tensors) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if "$tensor" in value:
-        return tensors[value["$tensor"]]
-    if "$tuple" in value:
-        return tuple(_unpack(value["$tuple"], tensors))
-    return {key: _unpack(one, tensors) for key, one in value.items()}

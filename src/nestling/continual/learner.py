@@ -1,0 +1,421 @@
+"""A model that keeps learning: it reads a stream, and its levels learn from it at their own times.
+
+There is no phase of training and no phase of testing: a learner receives, or it is isolated (Nested Learning, Sec. 1).
+The stream is read in segments of the shortest period. The backward pass of a segment's loss gives every level its
+error; levels that are due take their step. Tokens of the open segment wait: they are context of what is generated or
+scored, but have written nothing yet. Letters: n tokens, V vocabulary.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nestling.continual import store
+from nestling.continual.context import Context
+from nestling.continual.level import Level, ordered
+from nestling.continual.memory import Key, StreamMemory
+from nestling.continual.reader import Reader, Score
+from nestling.continual.reading import Reading, Segment
+from nestling.continual.replay import Buffer, Replay
+from nestling.continual.segment import learn
+from nestling.continual.text import Encoder, Text
+from nestling.continual.weights import applied, owned
+from nestling.errors import InputError
+
+SEGMENT = 512
+"""Tokens that a learner without levels reads at a time."""
+KEPT = 100
+"""Refusals that a learner remembers."""
+
+
+class Learner:
+    """A model and the levels of one stream.
+
+    The model's own weights are never changed, so several learners may share one model; each has its own deviations. The
+    model is put into evaluation mode.
+
+    Args:
+        model: a causal language model: one of ours, or of transformers.
+        tokenizer: one of ours or of transformers; None: only token ids are read.
+        levels: what learns; without any, nothing does (the frozen model).
+        context: tokens that a growing cache may hold, see `nestling.continual.context.Context`.
+        replay: a sample of what was read, read again beside what is new; None: none.
+        recall: what predicts: "all" levels together, or a "mixture" of the time scales (`nestling.continual.reader`).
+
+    Raises:
+        InputError: levels that contradict each other or fit no weights of the model; an unknown recall.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        levels: Sequence[Level] = (),
+        context: int | None = None,
+        replay: Replay | None = None,
+        recall: str = "all",
+    ):
+        self.model: Any = model.eval()
+        self.levels = ordered(levels) if levels else []
+        self.segment = self.levels[-1].every if levels else SEGMENT
+        self.recall = recall
+        self._views(None)
+        self._owned = owned(model, self.levels)
+        self.layers = {layer.name: layer for layers in self._owned.values() for layer in layers}
+        self.memory = StreamMemory(self.levels, self._owned)
+        self.encoder = Encoder(tokenizer, model.get_input_embeddings().num_embeddings)  # pyright: ignore
+        self.context = Context(model, self.segment, context, self.encoder.start)
+        self.replay = Buffer(replay) if replay else None
+        self.pending = torch.empty(0, dtype=torch.int64)
+        self.refused: list[str] = []
+        self._isolated = False
+
+    @property
+    def position(self) -> int:
+        """Tokens read, those of the open segment not counted."""
+        return self.memory.position
+
+    # Receiving.
+
+    def read(self, text: Text, report: Callable[[Segment], None] | None = None, end: bool = False) -> Reading:
+        """Read on, and learn.
+
+        Args:
+            text: a string, token ids (n,), the `pathlib.Path` of a file, or an iterable of such. Any cut into calls
+                gives the same result.
+            report: is told of every segment.
+            end: the document ends here: an unfinished line is read as it is, then the token that ends documents.
+
+        Raises:
+            InputError: the learner is isolated; text or ids that can't be read. What came before was learnt.
+        """
+        if self._isolated:
+            raise InputError("read: the learner is isolated, so nothing is received; leave isolated() first.")
+        reading, begun = Reading(), time.perf_counter()
+        for ids in self._pieces(text, end):
+            ids = torch.cat((self.pending, ids))
+            whole = len(ids) // self.segment * self.segment
+            self.pending = ids[whole:]
+            for segment in ids[:whole].split(self.segment):
+                done = self._learn(segment)
+                reading.add(done)
+                if report is not None:
+                    report(done)
+        reading.seconds, reading.pending = time.perf_counter() - begun, len(self.pending)
+        return reading
+
+    def _pieces(self, text: Text, end: bool) -> Iterator[Tensor]:
+        yield from self.encoder.pieces(text)
+        if end:
+            yield self.encoder.end()
+            if self.encoder.start is not None:
+                yield torch.tensor([self.encoder.start])
+
+    def _learn(self, ids: Tensor) -> Segment:
+        """One whole segment (n,)."""
+        inputs, targets = (part.to(self.device) for part in self.context.inputs(ids))
+        with self._frozen():
+            with torch.no_grad(), applied(self.layers, self.memory.deviations()):
+                before = self.context.before(inputs)
+            learned = learn(self.model, self.layers, [self.memory], inputs, targets, before)
+            if self.replay is not None:
+                self._replay(ids)
+        refused = [] if learned.finite[0] else ["its loss or gradient is not finite"]
+        if learned.finite[0]:
+            self.context.after(inputs, int(ids[-1]), learned.cache)
+        else:
+            self.context.clear()
+        steps = list(self.memory.advance(len(ids)))
+        refused += [f"the gradient of level '{name}' is not finite" for name, taken in steps if taken is None]
+        nats = learned.losses.sum().item()
+        done = Segment(
+            self.position,
+            targets.shape[1],
+            self.encoder.size(targets[0]),
+            nats if learned.finite[0] else 0.0,
+            tuple(name for name, taken in steps if taken),
+            " and ".join(refused),
+        )
+        if refused:
+            self.refused = [*self.refused[1 - KEPT :], f"at token {self.position:,}: {done.refused}"]
+        return done
+
+    def _replay(self, ids: Tensor) -> None:
+        """Read a sample of earlier segments beside `ids`, each behind an empty context; then offer `ids` to it."""
+        assert self.replay is not None
+        fresh = Context(self.model, self.segment, None, self.encoder.start)
+        for old in self.replay.sample():
+            inputs, targets = (part.to(self.device) for part in fresh.inputs(old))
+            learn(self.model, self.layers, [self.memory], inputs, targets)
+        self.replay.offer(ids)
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """The model's own parameters ask for no gradients, which would only cost memory."""
+        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        try:
+            with torch.set_grad_enabled(bool(self.levels)):
+                yield
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_()
+
+    # Isolated: nothing below writes.
+
+    @contextlib.contextmanager
+    def isolated(self, levels: int | None = None) -> Iterator[Any]:
+        """As long as the block lasts the learner receives nothing, and its model computes with the deviations.
+
+        Args:
+            levels: only of so many levels, counted from the slowest; None: of all.
+
+        Yields:
+            The model, to be called or evaluated as any other.
+        """
+        before, self._isolated = self._isolated, True
+        try:
+            with applied(self.layers, self.memory.deviations(levels)):
+                yield self.model
+        finally:
+            self._isolated = before
+
+    def score(self, text: Text, fresh: bool = False, recall: str | int | None = None) -> Score:
+        """How well `text` is predicted behind what was read; nothing is written.
+
+        Args:
+            text: as in `read`.
+            fresh: as a document of its own, behind nothing.
+            recall: "all", "mixture", or a number of levels counted from the slowest; None: the learner's.
+        """
+        reader, given = self._reader(fresh, recall)
+        ids = self._ids(text)
+        known = given if len(given) else ids[:1]
+        targets = ids if len(given) else ids[1:]
+        nats, fed = 0.0, torch.cat((known, targets[:-1]))[: None if len(targets) else 0]
+        rest = torch.cat((given.new_full((max(len(known) - 1, 0),), -1), targets))
+        for inputs, wanted in zip(fed.split(self.segment), rest.split(self.segment), strict=True):
+            rows = reader.feed(inputs.to(self.device))
+            chosen = rows.gather(1, wanted.clamp(min=0).to(rows.device)[:, None])[:, 0]
+            nats -= chosen[wanted >= 0].double().sum().item()
+        return Score(nats, len(targets), self.encoder.size(targets))
+
+    def logits(self, text: Text, fresh: bool = False, recall: str | int | None = None) -> Tensor:
+        """Log-probabilities (n, V) of what follows each of the n tokens of `text`; as `score`."""
+        reader, given = self._reader(fresh, recall)
+        ids = self._ids(text)
+        fed = torch.cat((given, ids))
+        rows = [reader.feed(part.to(self.device)) for part in fed.split(self.segment)]
+        return torch.cat(rows)[len(given) :]
+
+    def generate(
+        self,
+        prompt: Text = "",
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        seed: int | None = None,
+        fresh: bool = False,
+        recall: str | int | None = None,
+    ) -> Any:
+        """Continue `prompt` behind what was read; nothing is written.
+
+        Args:
+            prompt: as `text` in `read`; empty: go on where the stream stands.
+            max_new_tokens: it may end earlier, with the token that ends a document.
+            temperature: 0 takes the most likely token each time.
+            top_k: draw among the k most likely tokens; 0: among all.
+            seed: decides the draws; None: torch's generator.
+            fresh, recall: as in `score`.
+
+        Returns:
+            The new text; without a tokenizer its ids (n,).
+        """
+        reader, given = self._reader(fresh, recall)
+        fed = torch.cat((given, self._ids(prompt)))
+        if not len(fed):
+            raise InputError("prompt is empty, and nothing was read: give at least one token to go on from.")
+        source = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        for part in fed.split(self.segment):
+            rows = reader.feed(part.to(self.device))
+        new: list[int] = []
+        while len(new) < max_new_tokens:
+            new.append(int(_draw(rows[-1], temperature, top_k, source)))  # pyright: ignore[reportPossiblyUnboundVariable]
+            if new[-1] == self.encoder.start:
+                break
+            rows = reader.feed(torch.tensor(new[-1:], device=self.device))
+        ids = torch.tensor(new, dtype=torch.int64)
+        if self.encoder.tokenizer is None:
+            return ids
+        return self.encoder.decode(ids[:-1] if new and new[-1] == self.encoder.start else ids)
+
+    def _views(self, recall: str | int | None) -> list[int]:
+        recall = self.recall if recall is None else recall
+        if recall == "all":
+            return [len(self.levels)]
+        if recall == "mixture":
+            return list(range(len(self.levels) + 1))
+        if isinstance(recall, int) and 0 <= recall <= len(self.levels):
+            return [recall]
+        raise InputError(
+            f"recall={recall!r} is unknown: give 'all', 'mixture', or a number of levels up to {len(self.levels)}."
+        )
+
+    def _reader(self, fresh: bool, recall: str | int | None) -> tuple[Reader, Tensor]:
+        """A reader, and the ids that it is to be fed before any text: what waits, behind the last token learnt from."""
+        context = self.context.twin()
+        if fresh:
+            context.clear()
+        reader = Reader(self.model, self.layers, self.memory, context, self._views(recall))
+        last = torch.tensor([] if context.last is None else [context.last], dtype=torch.int64)
+        waiting = torch.empty(0, dtype=torch.int64) if fresh else self.waiting()
+        return reader, torch.cat((last, waiting))
+
+    def waiting(self) -> Tensor:
+        """Ids of what was given but not learnt from yet: the open segment, and an unfinished line."""
+        return torch.cat((self.pending, self.encoder.encode(self.encoder.waiting)))
+
+    def _ids(self, text: Text) -> Tensor:
+        """All of a text on its own."""
+        encoder = Encoder(self.encoder.tokenizer, self.encoder.vocab_size)
+        return torch.cat([torch.empty(0, dtype=torch.int64), *encoder.pieces(text), encoder.end()])
+
+    # The memory as a thing.
+
+    def protect(self, text: Text, strength: float, segments: int = 64) -> None:
+        """Elastic weight consolidation (Kirkpatrick et al. 2017): changes cost by their importance for `text`.
+
+        Args:
+            text: as in `read`, at least one segment; nothing is learnt from it.
+            strength: of the penalty, strength / 2 times importance times squared distance, on the mean loss a token.
+            segments: of it to look at, spread evenly.
+        """
+        parts = self._ids(text).split(self.segment)
+        parts = [part for part in parts if len(part) == self.segment]
+        if not parts:
+            raise InputError(f"text: it is shorter than one segment, {self.segment} tokens; give more to protect.")
+        chosen = parts[:: max(1, len(parts) // segments)][:segments]
+        for level, importance in zip(self.memory.levels, self._importance(chosen), strict=True):
+            level.protect({key: one * (strength / len(chosen)) for key, one in importance.items()})
+
+    def _importance(self, parts: Sequence[Tensor]) -> list[dict[Key, Tensor]]:
+        """By level: sums over segments of squared gradients, a token: the empirical Fisher information's diagonal."""
+        probe = StreamMemory(self.levels, self._owned)
+        probe.restore(self.memory.state())
+        fresh = Context(self.model, self.segment, None, self.encoder.start)
+        totals: list[dict[Key, Tensor]] = [{} for _ in self.levels]
+        for ids in parts:
+            inputs, targets = (part.to(self.device) for part in fresh.inputs(ids))
+            for level in probe.levels:
+                level.sums, level.grams, level.tokens = {}, {}, 0
+            with self._frozen():
+                learn(self.model, self.layers, [probe], inputs, targets)
+            for total, level in zip(totals, probe.levels, strict=True):
+                for key, gradient in level.sums.items():
+                    total[key] = total.get(key, 0) + gradient.square() / level.tokens
+        return totals
+
+    def report(self) -> list[dict[str, Any]]:
+        """What each level has done, the slowest first.
+
+        Returns:
+            name, every, rule, lr, updates, refused, distance (norm of its deviation relative to the initial state's),
+            moved (the same of its last update), next_due (position), parameters, bytes.
+        """
+        return [
+            {
+                "name": level.level.name,
+                "every": level.level.every,
+                "rule": level.level.rule,
+                "lr": level.level.lr,
+                "updates": level.updates,
+                "refused": level.refused,
+                "distance": level.distance,
+                "moved": level.moved,
+                "next_due": (self.position // level.level.every + 1) * level.level.every,
+                "parameters": sum(factor.numel() for factor in level.factors.values()),
+                "bytes": level.nbytes,
+            }
+            for level in self.memory.levels
+        ]
+
+    def reset(self, level: str | None = None) -> None:
+        """Put one level back to its initial state, or all; the clock and the context go on."""
+        for one in self.memory.levels if level is None else [self.memory[level]]:
+            one.reset()
+
+    def snapshot(self) -> "Snapshot":
+        """Everything that reading has changed, to come back to any number of times."""
+        return Snapshot(tuple(self.levels), self.state())
+
+    def rollback(self, mark: "Snapshot") -> None:
+        """Be as at `mark`, bit for bit. InputError for a mark of other levels."""
+        if list(mark.levels) != self.levels:
+            raise InputError("mark was taken of a learner with other levels: roll back to one of this learner's own.")
+        self.restore(mark.state)
+
+    def branch(self) -> "Learner":
+        """Another learner on the same model that goes on from here by itself."""
+        replay = self.replay.settings if self.replay else None
+        twin = Learner(self.model, self.encoder.tokenizer, self.levels, self.context.size, replay, self.recall)
+        twin.restore(self.state())
+        return twin
+
+    def state(self) -> dict[str, Any]:
+        """Everything that reading has changed, as a nested dict of numbers, texts and tensors of its own."""
+        return {
+            "memory": self.memory.state(),
+            "context": self.context.state(),
+            "pending": self.pending,
+            "line": self.encoder.waiting,
+            "replay": self.replay.state() if self.replay else None,
+            "refused": list(self.refused),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, which is left as it is."""
+        self.memory.restore(state["memory"])
+        self.context.restore(state["context"])
+        self.pending, self.encoder.waiting = state["pending"], state["line"]
+        if self.replay:
+            self.replay.restore(state["replay"])
+        self.refused = list(state["refused"])
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the memory into `folder`; see `nestling.continual.store`."""
+        store.save(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, model: nn.Module, tokenizer: Any = None) -> "Learner":
+        """The learner that `save` wrote, on the model that it was saved from; see `nestling.continual.store`."""
+        return store.load(folder, model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A learner's memory at one moment."""
+
+    levels: tuple[Level, ...]
+    state: dict[str, Any] = field(repr=False)
+
+
+def _draw(row: Tensor, temperature: float, top_k: int, source: torch.Generator | None) -> Tensor:
+    """One token from log-probabilities (V,)."""
+    if temperature == 0:
+        return row.argmax()
+    row = row / temperature
+    if top_k:
+        row = row.masked_fill(row < row.topk(min(top_k, len(row))).values[-1], -torch.inf)
+    return torch.multinomial(torch.softmax(row, -1), 1, generator=source)[0]

@@ -1,0 +1,93 @@
+"""Reading without writing: what a learner predicts, with all of its levels, or with a mixture of its time scales.
+
+Each number of levels, counted from the slowest, is a view: none is the frozen model, all is what learns now. A mixture
+weighs the views by how well each has predicted the context so far: Bayesian averaging with a share of the weight given
+back to all at every token, so that it follows changes (Herbster & Warmuth 1998, "fixed share"). What a fast level has
+unlearnt, a slower one may still know; the mixture finds out. It costs one forward pass a view.
+Letters: K views, m tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nestling.continual.context import Context
+from nestling.continual.memory import StreamMemory
+from nestling.continual.segment import predict
+from nestling.continual.weights import Linear, applied
+
+SHARE = 1 / 64
+"""Weight that the views give back to all at every token."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well some text is predicted. nats: sum over its tokens. size: its bytes; None without a tokenizer."""
+
+    nats: float
+    tokens: int
+    size: int | None
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a token."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits a byte of text; None without a tokenizer."""
+        return self.nats / math.log(2) / self.size if self.size else None
+
+
+class Reader:
+    """Predictions of one or several views behind a context of their own.
+
+    Args:
+        memory: whose deviations count.
+        context: where to begin; left as it is. A view other than that of all levels reads its last segment again.
+        views: numbers of levels, from the slowest.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: dict[str, Linear], memory: StreamMemory, context: Context, views: Sequence[int]
+    ):
+        self.model, self.layers, self.memory = model, layers, memory
+        self.views = [(view, context.twin()) for view in views]
+        self.weights = torch.full((len(views),), -math.log(len(views)), dtype=torch.float64)
+        self.rows: Tensor | None = None
+        for view, own in self.views:
+            if view != len(memory.levels) and own.recent is not None:
+                own.cache, own.seen, recent, own.recent = None, 0, own.recent, None
+                self._read(view, own, recent)
+
+    def feed(self, ids: Tensor) -> Tensor:
+        """Log-probabilities (m, V) of what follows each of ids (m,), m at most a segment."""
+        rows = torch.stack([self._read(view, context, ids[None]) for view, context in self.views])
+        if len(self.views) == 1:
+            return rows[0]
+        before = rows[:, :1] if self.rows is None else self.rows
+        said = torch.cat((before, rows[:, :-1]), 1).gather(2, ids.to(rows.device).expand(len(rows), -1)[..., None])
+        said = said[..., 0].double().cpu()
+        if self.rows is None:
+            said[:, 0] = 0  # nothing was predicted yet
+        weights = torch.stack([self._weigh(column) for column in said.unbind(1)], 1).to(rows.device, rows.dtype)
+        self.rows = rows[:, -1:]
+        return torch.logsumexp(rows + weights[..., None], 0)
+
+    def _weigh(self, said: Tensor) -> Tensor:
+        """The views' weights (K,), as logarithms, once each has said `said` (K,) of the token."""
+        weights = torch.log_softmax(self.weights + said, 0)
+        self.weights = torch.logaddexp(
+            weights + math.log1p(-SHARE), torch.full_like(weights, math.log(SHARE / len(weights)))
+        )
+        return self.weights
+
+    @torch.no_grad()
+    def _read(self, view: int, context: Context, ids: Tensor) -> Tensor:
+        with applied(self.layers, self.memory.deviations(view)):
+            logits, cache = predict(self.model, ids, context.before(ids))
+        context.after(ids, None, cache)
+        return torch.log_softmax(logits[0], -1)

@@ -1,0 +1,124 @@
+"""Text that arrives in pieces, as token ids that do not depend on where the pieces end."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nestling.errors import InputError
+
+LONGEST_LINE = 2**16
+"""Characters: a longer line is encoded in pieces of this length."""
+_BLOCK = 2**20
+
+Text = str | Path | Tensor | np.ndarray | Iterable[Any]
+
+
+class Encoder:
+    """Token ids of a stream of text.
+
+    A tokenizer whose tokens are bytes encodes what it gets. Any other encodes line by line, so that the ids are the
+    same however the text is cut: the last, unfinished line waits in `waiting`.
+
+    Args:
+        tokenizer: one of ours, or of transformers; None: only ids can be read.
+        vocab_size: ids are below this.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int):
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.bytewise = getattr(tokenizer, "fingerprint", None) == "bytes"
+        self.waiting = ""
+
+    @property
+    def start(self) -> int | None:
+        """The id that ends a document, from which the first token is predicted; None if there is none."""
+        for name in ("eos_id", "bos_token_id", "eos_token_id"):
+            if isinstance(found := getattr(self.tokenizer, name, None), int):
+                return found
+        return None
+
+    def pieces(self, text: Text) -> Iterator[Tensor]:
+        """Ids (n,) int64, piece by piece, of a text, ids, a file's path, or an iterable of such.
+
+        Raises:
+            InputError: ids out of range or of a wrong shape, a file that can't be read, text without a tokenizer.
+        """
+        if isinstance(text, str):
+            yield self._encoded(text)
+        elif isinstance(text, Path):
+            for block in _blocks(text):
+                yield self._encoded(block)
+        elif isinstance(text, Tensor | np.ndarray):
+            yield self._checked(torch.tensor(np.asarray(text).astype(np.int64)))
+        elif isinstance(text, Iterable):
+            parts = list(text) if isinstance(text, list | tuple) else text
+            if isinstance(parts, list) and parts and all(isinstance(one, int) for one in parts):
+                yield self._checked(torch.tensor(parts))
+            else:
+                for part in parts:
+                    yield from self.pieces(part)
+        else:
+            raise InputError(f"text is a {type(text).__name__}: give a string, ids, a Path, or an iterable of them.")
+
+    def end(self) -> Tensor:
+        """Ids of the unfinished line; from then on nothing waits."""
+        line, self.waiting = self.waiting, ""
+        return self.encode(line)
+
+    def encode(self, text: str) -> Tensor:
+        """Ids (n,) of a text on its own; nothing waits."""
+        if not text:
+            return torch.empty(0, dtype=torch.int64)
+        if self.tokenizer is None:
+            raise InputError("text was given, but no tokenizer: give Learner(..., tokenizer=...), or token ids.")
+        if hasattr(self.tokenizer, "eos_id"):
+            ids = self.tokenizer.encode(text)
+        else:
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._checked(torch.as_tensor(np.asarray(ids, dtype=np.int64)))
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of ids (n,)."""
+        if self.tokenizer is None:
+            raise InputError("there is no tokenizer to decode with: give Learner(..., tokenizer=...).")
+        return self.tokenizer.decode(ids.tolist())
+
+    def size(self, ids: Tensor) -> int | None:
+        """Bytes of the text of ids (n,); None without a tokenizer. A character cut in two counts as its replacement."""
+        if self.bytewise:
+            return len(ids)
+        return None if self.tokenizer is None else len(self.decode(ids).encode("utf-8", "replace"))
+
+    def _encoded(self, text: str) -> Tensor:
+        if self.bytewise:
+            return self.encode(text)
+        *lines, self.waiting = (self.waiting + text).split("\n")
+        lines = [line + "\n" for line in lines]
+        while len(self.waiting) >= LONGEST_LINE:
+            lines.append(self.waiting[:LONGEST_LINE])
+            self.waiting = self.waiting[LONGEST_LINE:]
+        cut = (line[i : i + LONGEST_LINE] for line in lines for i in range(0, len(line), LONGEST_LINE))
+        return torch.cat([torch.empty(0, dtype=torch.int64), *map(self.encode, cut)])
+
+    def _checked(self, ids: Tensor) -> Tensor:
+        if ids.ndim != 1:
+            raise InputError(f"ids have the shape {tuple(ids.shape)}: give one stream, of shape (n,).")
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise InputError(
+                f"ids lie in {int(ids.min())}..{int(ids.max())}, but the model knows 0..{self.vocab_size - 1}."
+            )
+        return ids
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """A UTF-8 file's text in blocks; bytes that are not UTF-8 become U+FFFD."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise InputError(f"'{path}' can't be read ({error.strerror}): give a file of text.") from None
