@@ -1,0 +1,1 @@
+"""Models that keep learning: levels on a stream, and what remembers and forgets."""
