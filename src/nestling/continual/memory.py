@@ -98,9 +98,13 @@ class LevelMemory:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Shrink every deviation that has left the trust region back to its border."""
+        """Shrink every deviation that has left the trust region back to its border.
+
+        A matrix that starts at zero is measured against all of the level's.
+        """
         for name, layer in self.layers.items() if self.level.limit else ():
-            size, radius = self.norm(name), self.level.limit * layer.weight.float().norm().item()  # pyright: ignore
+            size, start = self.norm(name), layer.weight.float().norm().item()
+            radius = self.level.limit * (start or self.scale)  # pyright: ignore[reportOptionalOperand]
             if size > radius:
                 self.factors[name, 0].mul_(radius / size)
 
