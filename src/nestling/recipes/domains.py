@@ -73,7 +73,7 @@ def judge(learner: Learner, text: np.ndarray) -> dict[str, float]:
     windows = spread_windows(text, LENGTH, len(text) // LENGTH)
     said = torch.stack([_said(learner, windows, view) for view in range(len(learner.levels) + 1)])
     found = {f"view {view}": _bits(one) for view, one in enumerate(said)}
-    return {"all": _bits(said[-1]), "mixture": _bits(mixed(said)[0]), **found}
+    return {"all": _bits(said[-1]), "mixture": _bits(mixed(said)), **found}
 
 
 @torch.no_grad()
