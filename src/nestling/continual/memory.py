@@ -36,7 +36,7 @@ class LevelMemory:
 
     def __init__(self, level: Level, layers: Sequence[Linear]):
         self.level, self.layers = level, {layer.name: layer for layer in layers}
-        self.scale = math.hypot(*(layer.size for layer in layers))
+        self.scale = math.hypot(*(layer.size for layer in layers)) or 1.0
         self.reset()
 
     def reset(self) -> None:
@@ -115,11 +115,14 @@ class LevelMemory:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Shrink every deviation that has left the trust region back to its border."""
+        """Shrink every deviation that has left the trust region back to its border.
+
+        A matrix that starts at zero is measured against all of the level's.
+        """
         if self.level.limit is None:
             return
         for name, layer in self.layers.items():
-            size, radius = self.norm(name), self.level.limit * layer.size
+            size, radius = self.norm(name), self.level.limit * (layer.size or self.scale)
             if size > radius:
                 self.factors[name, 0].mul_(radius / size)
 

@@ -36,7 +36,7 @@ def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and values of a model's parameters; kept, as a learner changes none."""
     with plain(model):
         kept = model.__dict__.get("_nestling_fingerprint")
-        versions = [(parameter._version, parameter.data_ptr()) for parameter in model.parameters()]
+        versions = [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in model.parameters()]
         if kept is None or kept[1] != versions:
             kept = model.__dict__["_nestling_fingerprint"] = (_digest(dict(model.named_parameters())), versions)
     return kept[0]

@@ -22,7 +22,7 @@ from nestling.errors import InputError
 class Linear:
     """One linear layer of a model.
 
-    turned: its weight is (in, out), as GPT-2 has it. size: Frobenius norm of its initial state; 1 where that is 0.
+    turned: its weight is (in, out), as GPT-2 has it. size: Frobenius norm of its initial state.
     """
 
     name: str
@@ -64,7 +64,7 @@ def owned(model: nn.Module, levels: Sequence[Level]) -> dict[str, list[Linear]]:
 def _linear(model: nn.Module, name: str) -> Linear:
     module = model.get_submodule(name)
     size = module.weight.detach().float().norm().item()  # pyright: ignore
-    return Linear(name, module, not isinstance(module, nn.Linear), size or 1.0)
+    return Linear(name, module, not isinstance(module, nn.Linear), size)
 
 
 @dataclass
