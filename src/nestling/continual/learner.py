@@ -317,6 +317,18 @@ class Learner:
 
     # The memory as a thing.
 
+    def remember(self, text: Text) -> None:
+        """Offer the whole segments of `text` to the replay buffer, without learning from them; `text` as in `read`.
+
+        Raises:
+            InputError: a learner without replay.
+        """
+        if self.replay is None:
+            raise InputError("remember: this learner has no replay; give Learner(..., replay=Replay(...)).")
+        for part in self._ids(text).split(self.segment):
+            if len(part) == self.segment:
+                self.replay.offer(part)
+
     def protect(self, text: Text, strength: float, segments: int = 64) -> None:
         """Elastic weight consolidation (Kirkpatrick et al. 2017): changes cost by their importance for `text`.
 
