@@ -91,7 +91,7 @@ class LevelMemory:
     def _follow(self, gradients: dict[Key, Tensor], scale: float) -> None:
         """One step of the rule."""
         for key, factor in self.factors.items():
-            factor.grad = gradients[key] * scale
+            factor.grad = (gradients[key] * scale).contiguous()  # the fused AdamW ignores strides
         self.optimizer.step()
         for factor in self.factors.values():
             factor.grad = None

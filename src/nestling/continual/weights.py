@@ -63,7 +63,8 @@ def owned(model: nn.Module, levels: Sequence[Level]) -> dict[str, list[Linear]]:
 
 def _linear(model: nn.Module, name: str) -> Linear:
     module = model.get_submodule(name)
-    size = module.weight.detach().float().norm().item()  # pyright: ignore
+    weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
+    size = weight.detach().norm(dtype=torch.promote_types(weight.dtype, torch.float32)).item()
     return Linear(name, module, not isinstance(module, nn.Linear), size)
 
 
