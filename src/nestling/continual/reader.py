@@ -97,7 +97,17 @@ class Reader:
 
     @torch.no_grad()
     def _read(self, view: int, context: Context, ids: Tensor) -> Tensor:
-        with applied(self.layers, self.memory.deviations(view)):
+        with applied(self.model, self.layers, self.memory.deviations(view)):
             logits, cache = predict(self.model, ids, context.before(ids))
         context.after(ids, None, cache)
         return torch.log_softmax(logits[0], -1)
+
+
+def draw(row: Tensor, temperature: float, top_k: int, source: torch.Generator | None) -> Tensor:
+    """One token from log-probabilities (V,); see `Learner.generate`."""
+    if temperature == 0:
+        return row.argmax()
+    row = row / temperature
+    if top_k:
+        row = row.masked_fill(row < row.topk(min(top_k, len(row))).values[-1], -torch.inf)
+    return torch.multinomial(torch.softmax(row, -1), 1, generator=source)[0]
