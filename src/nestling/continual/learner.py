@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -399,9 +399,9 @@ class Learner:
             self.replay.restore(state["replay"])
         self.refused = list(state["refused"])
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the memory into `folder`; see `nestling.continual.store`."""
-        store.save(self, folder)
+    def save(self, folder: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the memory into `folder`, and `extra` with it; see `nestling.continual.store`."""
+        store.save(self, folder, extra)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, model: nn.Module, tokenizer: Any = None) -> "Learner":

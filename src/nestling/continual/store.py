@@ -1,6 +1,6 @@
 """A learner's memory on disk, complete or as it was before, never unpickled.
 
-    learner.json                levels, settings, numbers, the model's fingerprint, the name of the tensors' file
+    learner.json                levels, settings, numbers, extras, the model's fingerprint, the tensors' file
     memory-SHA256.safetensors   tensors
 
 The tensors are written first, under the name of their content; then learner.json takes the earlier one's place at once,
@@ -10,6 +10,7 @@ and what it does not name is removed. A kill at any moment leaves the old memory
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,11 @@ def fingerprint(model: nn.Module) -> str:
     return kept[0]
 
 
-def save(learner: "Learner", folder: str | os.PathLike) -> None:
+def save(learner: "Learner", folder: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> None:
     """Write the learner's memory into `folder`, in place of an earlier one.
+
+    Args:
+        extra: small and JSON-able, written in the same instant, such as how far the text was read; `describe` has it.
 
     Raises:
         InputError: the folder can't be written; an earlier memory in it is then untouched.
@@ -60,6 +64,7 @@ def save(learner: "Learner", folder: str | os.PathLike) -> None:
         "context": learner.context.size,
         "replay": vars(learner.replay.settings) if learner.replay else None,
         "recall": learner.recall,
+        "extra": dict(extra or {}),
         "tensors": name,
         "state": state,
     }
