@@ -15,7 +15,7 @@ RULES = ("gd", "momentum", "adamw", "delta", "muon", "m3", "dgd")
 
 def test_by_hand():
     model = tiny("llama")
-    slow, fast = cost(model, [Level("slow", every=16), Level("fast", every=4, rule="momentum", rank=2)])
+    slow, fast = cost(model, [Level("slow", every=16), Level("fast", every=4, rule="momentum", rank=2)], "depth")
     one = 3 * 32 * 64
     assert slow == {
         "level": "slow",
@@ -64,7 +64,7 @@ def test_a_large_model_is_only_described():
 
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, dtype="bfloat16"))
-    rows = cost(model, [Level("slow", every=4096, rank=8), Level("fast", every=512)])
+    rows = cost(model, [Level("slow", every=4096, rank=8), Level("fast", every=512)], "depth")
     assert [row["deviation"] for row in rows] == [4 * 8 * 3 * (4096 + 11008), 4 * 3 * 4096 * 11008]
     head, slow, fast, total = str(rows).splitlines()
     assert " ".join(head.split()) == "level every rule rank matrices parameters deviation state gradient bytes"

@@ -31,7 +31,7 @@ class Costs(list[dict[str, Any]]):
 def cost(
     model: nn.Module,
     levels: Sequence[Level],
-    where: Placement = "depth",
+    where: Placement = "shared",
     extra: int | Mapping[str, int] | None = None,
 ) -> Costs:
     """What `stack_levels` with the same arguments will hold for one stream, besides the model.
@@ -79,8 +79,8 @@ def _row(level: Level, matrices: Sequence[tuple[int, int, torch.dtype]], gathers
     for inputs, outputs, kind in matrices:
         numbers = inputs * outputs if level.rank is None else level.rank * (inputs + outputs)
         deviation += numbers * kind.itemsize
-        state += numbers * _state(level, kind)
-        if gathers:
+        state += numbers * _state(level, kind) if level.lr else 0
+        if gathers and level.lr:
             gradient += (numbers + (inputs**2 if level.rule == "dgd" else 0)) * kind.itemsize
     return {
         "level": level.name,

@@ -19,7 +19,7 @@ class Level:
 
     name: unique among a learner's levels.
     every: tokens between two updates, its period; each level's is a multiple of the shortest, the learner's segment.
-    lr: step size of the rule, on the mean gradient a token.
+    lr: step size of the rule, on the mean gradient a token; 0: it only takes over, and needs no gradient.
     rule: gd, momentum, adamw, delta, muon, m3 or dgd; its state is part of the memory.
     options: further settings of the rule.
     where: the linear layers it owns; None: every MLP block.

@@ -69,6 +69,8 @@ class LevelMemory:
     @torch.no_grad()
     def step(self) -> bool | None:
         """Update from what was taken in since the last one; None if it was refused, False if there was nothing."""
+        if not self.level.lr:
+            return self._settle()
         gradients = self._gradients()
         waiting, self.sums, self.grams, self.tokens = self.tokens, {}, {}, 0
         if not waiting:
@@ -85,6 +87,12 @@ class LevelMemory:
         self.shrink(self.level.retention)
         self.hold()
         self.moved = _norm(new - old for new, old in zip(self.factors.values(), before, strict=True)) / self.scale
+        self.updates += 1
+        return True
+
+    def _settle(self) -> bool:
+        """The update of a level that learns nothing itself."""
+        self.shrink(self.level.retention)
         self.updates += 1
         return True
 
@@ -307,7 +315,14 @@ class StreamMemory:
     @property
     def watched(self) -> list[str]:
         """Layers whose inputs a rule asks for."""
-        return list(dict.fromkeys(name for level in self.levels if level.level.rule == "dgd" for name in level.layers))
+        return list(
+            dict.fromkeys(name for level in self.learning if level.level.rule == "dgd" for name in level.layers)
+        )
+
+    @property
+    def learning(self) -> list[LevelMemory]:
+        """The levels that take steps of their own."""
+        return [level for level in self.levels if level.level.lr]
 
     def advance(self, tokens: int) -> Iterator[tuple[str, bool | None]]:
         """Move on by `tokens`, and update every level that is due then, the fastest first.

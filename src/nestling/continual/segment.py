@@ -70,7 +70,7 @@ def learn(
         logits, after = predict(model, inputs, cache)
         each = losses(logits, targets).sum(1)
         wanted = dict.fromkeys(
-            _source(level, key, effective) for m in memories for level in m.levels for key in level.factors
+            _source(level, key, effective) for m in memories for level in m.learning for key in level.factors
         )
         parameters = list(outer or ())
         sources = [*wanted, *parameters]
@@ -104,7 +104,7 @@ def _take(
 ) -> bool:
     """Hand one memory its gradients; False, and nothing done, if they are not finite."""
     given = []
-    for level in memory.levels:
+    for level in memory.learning:
         gradients = {}
         for key in level.factors:
             gradient = found[_source(level, key, effective)]
@@ -122,7 +122,7 @@ def _take(
     norms = [gradient.float().norm() for gradients in given for gradient in gradients.values()]
     if norms and not bool(torch.stack(norms).isfinite().all()):
         return False
-    for level, gradients in zip(memory.levels, given, strict=True):
+    for level, gradients in zip(memory.learning, given, strict=True):
         names = level.layers if level.level.rule == "dgd" else ()
         grams = {name: effective.grams[name] if row is None else effective.grams[name][row] for name in names}
         level.add(gradients, {name: gram * scale for name, gram in grams.items()}, tokens * scale)

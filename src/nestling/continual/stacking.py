@@ -35,7 +35,7 @@ def stack_levels(
     model: nn.Module,
     levels: Sequence[Level],
     tokenizer: Any = None,
-    where: Placement = "depth",
+    where: Placement = "shared",
     extra: int | Mapping[str, int] | None = None,
     seed: int = 0,
     **options: Any,
@@ -48,7 +48,8 @@ def stack_levels(
         model: a causal language model of transformers, or one of ours; its weights are never changed.
         levels: what learns.
         tokenizer: of the model; None: only token ids are read.
-        where: placement of the levels without a `where` of their own: "depth", "shared", or for each of these levels
+        where: placement of the levels without a `where` of their own: "shared", every level owns all MLP blocks and
+            their deviations add up; "depth", groups of layers, the slowest nearest the input; or for each level
             by name what `nestling.continual.blocks.matching` takes, or () for nothing but extra blocks.
         extra: hidden width of extra blocks, one behind each layer's MLP, for every level, or for levels by name. A
             level owns its extra blocks besides what it owns otherwise.
@@ -92,7 +93,7 @@ def unstack(learner: Learner) -> Any:
     return model
 
 
-def placed(model: nn.Module, levels: Sequence[Level], where: Placement = "depth") -> list[Level]:
+def placed(model: nn.Module, levels: Sequence[Level], where: Placement = "shared") -> list[Level]:
     """The levels in the order given, `where` of each the list of modules that it owns.
 
     Args:

@@ -8,10 +8,10 @@ report has other files, streams and models. Several processes may share the stud
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import mean
+from statistics import mean, pstdev
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from nestling.continual.presets import LEVELS
 from nestling.continual.reader import mixed
 from nestling.continual.replay import Replay
 from nestling.continual.scenario import Scenario, domains
+from nestling.continual.scores import retained_share
 from nestling.continual.stacking import stack_levels
 from nestling.data import ByteTokenizer, batch, open_store
 from nestling.recipes import plots, plots_continual
@@ -74,9 +75,15 @@ ARMS: dict[str, Arm] = {
     "two levels": Arm([_slower(2048, 0.03), _FAST]),
     "three levels": Arm(LEVELS),
     "four levels": Arm([_slower(32768, 0.2), _slower(8192, 0.15), _slower(1024, 0.1), _FAST]),
-    "three levels, own errors": Arm([Level(one.name, one.every, 3e-4, absorb=one.absorb) for one in LEVELS[:2]] + [_FAST]),
+    "three levels, own errors": Arm(
+        [Level(one.name, one.every, 3e-4, absorb=one.absorb) for one in LEVELS[:2]] + [_FAST]
+    ),
     "three levels, by depth": Arm(
-        [Level("slow", 16384, 1e-3, where=(0, 1)), Level("middle", 2048, 1e-3, where=(2,)), Level("fast", SEGMENT, 1e-3, where=(3,))]
+        [
+            Level("slow", 16384, 1e-3, where=(0, 1)),
+            Level("middle", 2048, 1e-3, where=(2,)),
+            Level("fast", SEGMENT, 1e-3, where=(3,)),
+        ]
     ),
     "three levels and replay": Arm(LEVELS, replay=True),
 }
@@ -212,7 +219,7 @@ def _llama(folder: Path, config: TrainConfig) -> Any:
 
     if (folder / "config.json").exists():
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    shape = models.configuration("transformer++", **models.sizes.SIZES["nano"])  # pyright: ignore
+    shape = models.create("transformer++", "nano").config
     torch.manual_seed(config.seed)
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     model = LlamaForCausalLM(
@@ -230,3 +237,71 @@ def _llama(folder: Path, config: TrainConfig) -> Any:
         optimizer.zero_grad()
     model.save_pretrained(folder)
     return model
+
+
+def table(found: Found) -> Table:
+    """Arm by arm, what it learnt and what it forgot."""
+    lines = []
+    for model, arms in MODELS.items():
+        for arm in arms:
+            rows = [row for row in matching(found, {"model": model, "arm": arm}) if "R" in row]
+            for recall in ("all", "mixture") if rows and ARMS[arm].levels else ("all",):
+                if rows:
+                    lines.append([model, arm, recall, str(len(rows)), *_line(found, rows, recall)])
+    columns = ["model", "arm", "recall", "seeds", *MEASURES, "gain", "forgetting", "memory MiB"]
+    notes = [
+        f"Bits a byte on held-out files, windows of {LENGTH}; {TOKENS:,} bytes an experience. Gain: below the frozen "
+        "model, on the experience's own domain right after it.",
+        "Forgot: from there, or from the start for Python, to the end of English.",
+        f"gain, forgetting: of cpp and english, and of python and cpp, as shares of {REFERENCE}'s with all levels.",
+        "recall mixture: the time scales are weighed by how well each has predicted the context so far.",
+    ]
+    return Table("A stream of domains", columns, lines, notes)
+
+
+MEASURES = ("gain cpp", "gain english", "gain python again", "forgot python", "forgot cpp")
+
+
+def measures(R: Sequence[Sequence[float]]) -> list[float]:
+    """MEASURES of one run's matrix: a row before and after cpp, english, python; columns python, cpp, english."""
+    start, cpp, english, again = R
+    gains = [start[1] - cpp[1], start[2] - english[2], start[0] - again[0]]
+    return [*gains, english[0] - start[0], english[1] - cpp[1]]
+
+
+def _line(found: Found, rows: Sequence[Row], recall: str) -> list[str]:
+    each = [measures(row["R"][recall]) for row in rows]
+    reference = matching(found, {"model": rows[0]["model"], "arm": REFERENCE})
+    theirs = [measures(row["R"]["all"]) for row in reference if "R" in row]
+    said = [f"{mean(values):.3f} ± {pstdev(values):.3f}" for values in zip(*each, strict=True)]
+    shares = ["", ""]
+    if theirs:
+        shares = [f"{_share(each, theirs, columns):.0%}" for columns in (slice(0, 2), slice(3, 5))]
+    return [*said, *shares, f"{rows[0]['bytes'] / 2**20:.1f}"]
+
+
+def _share(ours: Sequence[list[float]], theirs: Sequence[list[float]], columns: slice) -> float:
+    return retained_share(*(mean(sum(one[columns]) for one in runs) for runs in (ours, theirs)))
+
+
+def draw(found: Found) -> Figure:
+    """R of three arms, and the domains' losses over time."""
+    figure, axes = plots.panels(4, 4.6, 4.4)
+    shown = (("fine-tuning", "all"), ("three levels", "all"), ("three levels", "mixture"))
+    for axis, (arm, recall) in zip(axes, shown, strict=False):
+        rows = [row for row in matching(found, {"model": "transformer++", "arm": arm}) if "R" in row]
+        if rows:
+            R = np.mean([row["R"][recall] for row in rows], 0)
+            plots_continual.matrix(axis, R, ORDER[1:], ("python", "cpp", "english"), (1, 2, 0), "lower")
+        axis.set_title(f"{arm}, {recall}: bits a byte", fontsize=11)
+    rows = [row for row in matching(found, {"model": "transformer++", "arm": "three levels"}) if "R" in row]
+    if rows:
+        curves = np.asarray([row["curve"]["mixture"] for row in rows])
+        lines = {domain: curves[..., i].tolist() for i, domain in enumerate(("python", "cpp", "english"))}
+        experiences = [(domain, TOKENS) for domain in ORDER[1:]]
+        plots_continual.over_time(axes[3], rows[0]["curve"]["tokens"], lines, experiences, "bits a byte")
+        axes[3].legend()
+    return figure
+
+
+domains_study = Study("domains", cells, run, table, draw)
