@@ -83,8 +83,8 @@ def test_it_is_what_the_learner_holds(name, rule, rank):
         return
     model = tiny(name)
     levels = [Level("slow", every=16, rule=rule, rank=rank), Level("fast", every=4, rule=rule, rank=rank)]
-    rows = cost(model, levels, extra={"slow": 8})
-    learner = stack_levels(model, levels, extra={"slow": 8})
+    rows = cost(model, levels, "depth", {"slow": 8})
+    learner = stack_levels(model, levels, where="depth", extra={"slow": 8})
     learner.read(tokens(1, 45)[0])
     for row, memory in zip(rows, learner.memory.levels, strict=True):
         kept = [t for factor in memory.factors.values() for t in memory.optimizer.state[factor].values()]

@@ -46,7 +46,7 @@ def owned(levels):
 
 def test_by_depth_the_slowest_is_nearest_the_input():
     model = tiny("llama", num_hidden_layers=5)
-    found = placed(model, [FAST, SLOW, MIDDLE])
+    found = placed(model, [FAST, SLOW, MIDDLE], "depth")
     assert [level.name for level in found] == ["fast", "slow", "middle"]
     assert owned(found) == [of(model, 3, 4), of(model, 0), of(model, 1, 2)]
     assert owned(placed(model, [SLOW])) == [matching(model)]

@@ -43,8 +43,6 @@ LENGTH, SEGMENT = 512, 256
 """Bytes of a training sequence, which is also the longest context, and of a segment."""
 STEPS, BATCH, RATE = 600, 4, 4e-3
 """Of pre-training."""
-LOOKS = 2
-"""Times that a domain is looked at in the course of an experience, its end included."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,8 @@ def follow(kind: str, arm: Arm, seed: int, split: str) -> Row:
 
     Returns:
         R: by recall ("all", "mixture") a row before the stream and one after each experience, of bits a byte by domain.
-        curve: the same at more places, with the tokens read before each. views: of each number of levels, at the end of
-        each experience. read: bits a byte of each experience, as it was read. bytes: of the memory. distance: by level.
+        views: the same of each number of levels. read: bits a byte of each experience, as it was read. bytes: of the
+        memory. distance: of each level.
     """
     scene = scenario(seed)
     learner = _learner(pretrained(kind, seed), arm)
@@ -121,24 +119,17 @@ def follow(kind: str, arm: Arm, seed: int, split: str) -> Row:
         learner.remember(old)
     if arm.protect:
         learner.protect(old, arm.protect)
-    looks = [_look(learner, scene, split)]
-    places, read = [0], []
+    looks, read = [_look(learner, scene, split)], []
     for experience in scene.stream[1:]:
-        brought = [learner.read(part) for part in np.array_split(np.asarray(experience.train), LOOKS)[:-1]]
-        places.append(places[-1] + TOKENS // LOOKS)
-        looks.append(_look(learner, scene, split))
-        brought.append(learner.read(np.array_split(np.asarray(experience.train), LOOKS)[-1]))
+        text = np.asarray(experience.train)
+        read.append(round(learner.read(text).nats / math.log(2) / TOKENS, 4))
         if arm.protect:
-            learner.protect(np.asarray(experience.train), arm.protect)
-        places.append(places[-1] + TOKENS // LOOKS)
+            learner.protect(text, arm.protect)
         looks.append(_look(learner, scene, split))
-        read.append(sum(one.nats for one in brought) / math.log(2) / TOKENS)
-    ends = looks[::LOOKS]
     return {
-        "R": {recall: _matrix(ends, recall) for recall in ("all", "mixture")},
-        "views": {str(view): _matrix(ends, f"view {view}") for view in range(len(arm.levels) + 1)},
-        "curve": {"tokens": places, **{recall: _matrix(looks, recall) for recall in ("all", "mixture")}},
-        "read": [round(bits, 4) for bits in read],
+        "R": {recall: _matrix(looks, recall) for recall in ("all", "mixture")},
+        "views": {str(view): _matrix(looks, f"view {view}") for view in range(len(arm.levels) + 1)},
+        "read": read,
         "bytes": sum(level["bytes"] for level in learner.report()),
         "distance": [round(level["distance"], 4) for level in learner.report()],
     }
@@ -296,10 +287,10 @@ def draw(found: Found) -> Figure:
         axis.set_title(f"{arm}, {recall}: bits a byte", fontsize=11)
     rows = [row for row in matching(found, {"model": "transformer++", "arm": "three levels"}) if "R" in row]
     if rows:
-        curves = np.asarray([row["curve"]["mixture"] for row in rows])
+        curves = np.asarray([row["R"]["mixture"] for row in rows])
         lines = {domain: curves[..., i].tolist() for i, domain in enumerate(("python", "cpp", "english"))}
         experiences = [(domain, TOKENS) for domain in ORDER[1:]]
-        plots_continual.over_time(axes[3], rows[0]["curve"]["tokens"], lines, experiences, "bits a byte")
+        plots_continual.over_time(axes[3], [i * TOKENS for i in range(len(ORDER))], lines, experiences, "bits a byte")
         axes[3].legend()
     return figure
 
