@@ -6,28 +6,18 @@ three after each. Several processes may share the study.
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from nestling import models
 from nestling.continual.learner import Learner
-from nestling.continual.level import Level
 from nestling.continual.reader import mixed
-from nestling.continual.replay import Replay
 from nestling.continual.scenario import Scenario, domains
-from nestling.continual.scores import Scores
-from nestling.data import ByteTokenizer
-from nestling.recipes import plots, plots_continual
-from nestling.recipes.cells import Cell, Found, Row, Study, Table, matching, spread
 from nestling.train.config import TrainConfig
 from nestling.train.evaluation import spread_windows
 from nestling.train.loop import train
