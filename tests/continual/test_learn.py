@@ -177,21 +177,8 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(folder, tmp
         (texts / f"{number}.txt").write_text("".join(f"{i * i} of {number}\n" for i in range(800 + number)))
     old = tmp_path / "old.txt"
     old.write_text("What was known before.\n" * 5)
-    how = [
-        "--read",
-        texts,
-        "--levels",
-        "fast=256:1e-3",
-        "slow=512:1e-3",
-        "--replay",
-        0.5,
-        "--held-out",
-        old,
-        "--save-every",
-        1,
-        "--score-every",
-        9000,
-    ]
+    levels = ["--levels", "fast=256:1e-3", "slow=512:1e-3", "--replay", 0.5]
+    how = ["--read", texts, *levels, "--held-out", old, "--save-every", 1, "--score-every", 9000]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = ["learn", folder, "--memory", killed, *how, "--resume", "--json"]
     script = [sys.executable, "-c", KILLER, killed / "learner.json", *arguments]
@@ -267,11 +254,9 @@ def test_a_memory_is_only_replaced_on_purpose(folder, texts, tmp_path, capsys):
     assert "add --resume" in mistake(capsys, *arguments)
     assert answer(capsys, *arguments, "--resume") == first
     assert "--more" in mistake(capsys, folder, "--memory", there, "--read", other, "--resume")
-    assert "levels" in mistake(
-        capsys, folder, "--memory", there, "--resume", "--levels", "fast=128:2e-3", "slow=512:1e-3"
-    )
-    assert "limit" in mistake(capsys, folder, "--memory", there, "--resume", "--limit", 3)
-    assert "replay" in mistake(capsys, folder, "--memory", there, "--resume", "--replay", 3)
+    for wanted in (["--levels", "fast=128:2e-3", "slow=512:1e-3"], ["--limit", 3], ["--replay", 3]):
+        said = mistake(capsys, folder, "--memory", there, "--resume", *wanted)
+        assert str(wanted[0]).removeprefix("--") in said
     more = answer(capsys, folder, "--memory", there, "--read", other, "--more", "--recall", "mixture")
     assert more["position"] > first["position"] > more["tokens"]
     assert read(there / "metrics.jsonl")[-1]["position"] == more["position"]
