@@ -72,8 +72,6 @@ class Learn(Command):
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in saved["config"].items()
         }
-        # Those of the memory are known from it; the others are as they were.
-        values |= {"levels": (), "limit": None, "replay": None, "recall": None}
         if self.more:
             values["read"] = ()
         try:
