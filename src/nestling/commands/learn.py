@@ -72,8 +72,6 @@ class Learn(Command):
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in saved["config"].items()
         }
-        # Those of the memory are known from it; the others are as they were.
-        values |= {"levels": (), "limit": None, "replay": None, "recall": None}
         if self.more:
             values["read"] = ()
         try:
@@ -148,7 +146,7 @@ def _scores(held_out: dict[str, dict[str, float | None]]) -> tuple[list[str], li
 
 
 def _levels(levels: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    columns = ["level", "every", "rule", "lr", "updates", "refused", "distance", "last step", "next due", "MB"]
+    columns = ["level", "every", "rule", "lr", "updates", "distance", "next due", "MB"]
     rows = [
         [
             one["name"],
@@ -156,9 +154,7 @@ def _levels(levels: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             one["rule"],
             f"{one['lr']:g}",
             f"{one['updates']:,}",
-            f"{one['refused']:,}",
-            f"{one['distance']:.2%}",
-            f"{one['moved']:.3%}",
+            f"{one['distance']:.1%}",
             f"{one['next_due']:,}",
             f"{one['bytes'] / 1e6:.1f}",
         ]

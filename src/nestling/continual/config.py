@@ -34,6 +34,10 @@ class LearnConfig:
     """auto, cpu or cuda."""
 
 
+OF_MEMORY = ("levels", "limit", "replay", "recall")
+"""Settings that a memory keeps by itself."""
+
+
 def check(config: LearnConfig) -> None:
     """InputError for a number out of range or a name given twice."""
     for name in ("score_every", "score_size", "save_every"):

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nestling.continual import presets
-from nestling.continual.config import LearnConfig
+from nestling.continual.config import OF_MEMORY, LearnConfig
 from nestling.continual.intake import Intake, Place
 from nestling.continual.learner import Learner
 from nestling.continual.reading import Reading, Segment
@@ -240,8 +240,8 @@ class Run:
         self._line()
         self.metrics.sync()
         self.progress.skipped = len(self.intake.report.skipped)
-        extra = {"config": dataclasses.asdict(self.config), "progress": dataclasses.asdict(self.progress)}
-        self.learner.save(self.folder, extra)
+        config = {name: value for name, value in vars(self.config).items() if name not in OF_MEMORY}
+        self.learner.save(self.folder, {"config": config, "progress": dataclasses.asdict(self.progress)})
 
 
 @contextlib.contextmanager
