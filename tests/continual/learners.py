@@ -77,11 +77,12 @@ def inside(module: nn.Module) -> dict:
     """All of a model that could be left changed: parameters and whose they are, flags, hooks, modes, attributes."""
     return {
         name: (
-            {key: (id(value), value.requires_grad, value.grad is None) for key, value in part._parameters.items()},
-            {key: value.detach().clone() for key, value in part._parameters.items()},
+            {key: (id(value), value.requires_grad, value.grad is None) for key, value in own.items()},
+            {key: value.detach().clone() for key, value in own.items()},
             len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks),
             part.training,
             sorted(key for key in vars(part) if key != "_nestling_fingerprint"),
         )
         for name, part in module.named_modules()
+        for own in [{key: value for key, value in part._parameters.items() if value is not None}]
     }

@@ -114,6 +114,7 @@ class Learner:
         return reading
 
     def _pieces(self, text: Text, end: bool) -> Iterator[Tensor]:
+        yield self.pending[:0]  # so that a segment that waits since the model raised is read first
         yield from self.encoder.pieces(text)
         if end:
             yield self.encoder.end()
