@@ -19,9 +19,13 @@ LENGTH = 45
 _SHAPES = {"gpt2": {"n_layer": 2}, "gemma3": {}}
 
 
-@cache
 def model(name: str, dtype: torch.dtype | None = None) -> nn.Module:
     """The model of a learner, one for all tests: a learner changes none."""
+    return _model(name, dtype)
+
+
+@cache
+def _model(name, dtype):
     about = LEARNERS[name]
     name = about.get("model", "transformer++")
     found = tiny(name, **_SHAPES.get(name, {"num_hidden_layers": 2}) | about.get("fields", {}))
@@ -77,11 +81,12 @@ def inside(module: nn.Module) -> dict:
     """All of a model that could be left changed: parameters and whose they are, flags, hooks, modes, attributes."""
     return {
         name: (
-            {key: (id(value), value.requires_grad, value.grad is None) for key, value in part._parameters.items()},
-            {key: value.detach().clone() for key, value in part._parameters.items()},
+            {key: (id(value), value.requires_grad, value.grad is None) for key, value in own.items()},
+            {key: value.detach().clone() for key, value in own.items()},
             len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks),
             part.training,
             sorted(key for key in vars(part) if key != "_nestling_fingerprint"),
         )
         for name, part in module.named_modules()
+        for own in [{key: value for key, value in part._parameters.items() if value is not None}]
     }

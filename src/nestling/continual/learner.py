@@ -114,6 +114,7 @@ class Learner:
         return reading
 
     def _pieces(self, text: Text, end: bool) -> Iterator[Tensor]:
+        yield self.pending[:0]  # so that a segment that waits since the model raised is read first
         yield from self.encoder.pieces(text)
         if end:
             yield self.encoder.end()
@@ -227,7 +228,9 @@ class Learner:
         ids = self._ids(text)
         known = given if len(given) else ids[:1]
         targets = ids if len(given) else ids[1:]
-        nats, fed = 0.0, torch.cat((known, targets[:-1]))[: None if len(targets) else 0]
+        if not len(targets):
+            return Score(0.0, 0, self.encoder.size(targets))
+        nats, fed = 0.0, torch.cat((known, targets[:-1]))
         rest = torch.cat((given.new_full((max(len(known) - 1, 0),), -1), targets))
         for inputs, wanted in zip(fed.split(self.segment), rest.split(self.segment), strict=True):
             rows = reader.feed(inputs.to(self.device))

@@ -60,7 +60,7 @@ class LevelMemory:
     def add(self, gradients: dict[Key, Tensor], grams: dict[str, Tensor], tokens: float) -> None:
         """Take in the gradient of the sum of the losses of some tokens."""
         for key, gradient in gradients.items():
-            gradient = gradient.to(self.factors[key].dtype)
+            gradient = gradient.to(self.factors[key].dtype).contiguous()  # as the factor: fused AdamW ignores strides
             self.sums[key] = self.sums[key] + gradient if key in self.sums else gradient
         for name, gram in grams.items():
             self.grams[name] = self.grams[name] + gram if name in self.grams else gram
@@ -99,7 +99,7 @@ class LevelMemory:
     def _follow(self, gradients: dict[Key, Tensor], scale: float) -> None:
         """One step of the rule."""
         for key, factor in self.factors.items():
-            factor.grad = (gradients[key] * scale).contiguous()  # the fused AdamW ignores strides
+            factor.grad = gradients[key] * scale
         self.optimizer.step()
         for factor in self.factors.values():
             factor.grad = None

@@ -74,7 +74,9 @@ def learn(
         )
         parameters = list(outer or ())
         sources = [*wanted, *parameters]
-        gradients = torch.autograd.grad(each.sum(), sources, allow_unused=True) if sources else []
+        total = each.sum()
+        depends = bool(sources) and total.requires_grad
+        gradients = torch.autograd.grad(total, sources, allow_unused=True) if depends else [None] * len(sources)
     found: dict[Tensor, Tensor | None] = dict(zip(sources, gradients, strict=True))
     counts = (targets >= 0).sum(1).tolist()
     finite = []

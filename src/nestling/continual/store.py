@@ -55,7 +55,7 @@ def save(learner: "Learner", folder: str | os.PathLike, extra: Mapping[str, Any]
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
     state = pack(learner.state(), "", tensors)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"memory-{_digest(tensors)}.safetensors"
     about = {
         "version": VERSION,
@@ -118,6 +118,15 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     if checksum != _checksum({name: value for name, value in about.items() if name != "checksum"}):
         raise InputError(f"'{path}' was changed after it was saved, its checksum differs: restore it.")
     return about
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, each in memory of its own: one tensor may stand in several places of a cache."""
+    first: dict[int, str] = {}
+    return {
+        name: tensor if first.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
+        for name, tensor in tensors.items()
+    }
 
 
 def _checksum(about: dict[str, Any]) -> str:

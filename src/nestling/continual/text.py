@@ -65,7 +65,12 @@ class Encoder:
             for block in _blocks(text):
                 yield self._encoded(block)
         elif isinstance(text, Tensor | np.ndarray):
-            yield self._checked(torch.tensor(np.asarray(text).astype(np.int64)))
+            ids = torch.as_tensor(text)
+            if ids.is_floating_point() or ids.is_complex():
+                raise InputError(f"ids are {str(ids.dtype).removeprefix('torch.')}: give whole numbers.")
+            yield self._checked(ids.to("cpu", torch.int64, copy=True))
+        elif isinstance(text, bytes | bytearray):
+            raise InputError("text is bytes: decode them first, or give the Path of a file.")
         elif isinstance(text, Iterable):
             parts = list(text) if isinstance(text, list | tuple) else text
             if isinstance(parts, list) and parts and all(isinstance(one, int) for one in parts):
