@@ -1,4 +1,4 @@
-"""A stream of domains: what levels learn of the new and keep of the old, beside fine-tuning and its known remedies.
+"""A stream of domains: what levels learn and keep, beside fine-tuning and its known remedies.
 
 A small model pre-trained on Python source reads C++, then English, then other Python source, and is scored on held-out
 files of all three after each. All settings were chosen by the tuning files and stream of seed 100 with one model; the
