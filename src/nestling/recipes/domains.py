@@ -83,6 +83,7 @@ ARMS: dict[str, Arm] = {
             Level("fast", SEGMENT, 1e-3, where=(3,)),
         ]
     ),
+    "three levels and EWC": Arm(LEVELS, protect=30.0),
     "three levels and replay": Arm(LEVELS, replay=True),
 }
 REFERENCE = "fine-tuning"
