@@ -93,7 +93,7 @@ def test_tokens_bytes_and_bits_are_counted(tokenizer, model):
     assert done.tokens == one.position
     read = one.encoder.decode(torch.cat([*one.encoder.pieces(TEXT)])[: one.position])
     one.encoder.waiting = ""
-    assert len(read.encode()) <= done.size <= 1.1 * len(read.encode())  # a character cut in two counts twice
+    assert len(read.encode()) - 2 <= done.size <= 1.1 * len(read.encode())  # a character cut in two counts twice
     assert done.bits_per_byte == pytest.approx(done.nats / np.log(2) / done.size)
     assert done.loss == done.nats / done.tokens
     plain = learner(model, tokenizer)
