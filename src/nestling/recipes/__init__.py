@@ -11,7 +11,7 @@ RECIPES = {
     "peers-speed": ("peers:peers_speed", "the speeds of peers alone, for a quiet machine"),
     "domains": (
         "domains:domains_study",
-        "a stream of domains: what levels learn and keep, beside fine-tuning, EWC and replay",
+        "a stream of domains: what levels learn and keep",
     ),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
