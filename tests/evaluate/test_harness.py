@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from nestling import models
 from nestling.data import ByteTokenizer, train_bpe
 from nestling.errors import InputError
-from nestling.evaluate import harness
+from nestling.evaluate import harness, scoring
 from nestling.evaluate.harness import CausalLM
 
 TEXTS = ("The cat sat on the mat.", "Question: what is a dog?\nAnswer:", "a", "Two men in a boat, ", "x" * 70)
@@ -22,6 +22,12 @@ FIELDS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "
 
 def asked(kind, *arguments):
     return Instance(kind, {}, arguments, 0)
+
+
+def close(found, wanted):
+    """Whether answers are the same up to rounding."""
+    values = pytest.approx([value for value, _ in wanted], rel=1e-5, abs=1e-5)
+    return [value for value, _ in found] == values and [g for _, g in found] == [g for _, g in wanted]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +63,7 @@ def hope(request):
 def test_log_likelihoods_are_those_of_lm_eval(llama, theirs, batch_size):
     requests = [asked("loglikelihood", *pair) for pair in PAIRS]
     found = CausalLM(*llama, batch_size=batch_size).loglikelihood(requests)
-    wanted = theirs.loglikelihood(requests, disable_tqdm=True)
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], rel=1e-5, abs=1e-5)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    assert close(found, theirs.loglikelihood(requests, disable_tqdm=True))
 
 
 def test_rolling_log_likelihoods_are_those_of_lm_eval(llama, theirs):
@@ -89,6 +93,13 @@ def test_a_greedy_continuation_is_known_as_one(llama):
     assert greedy[0] > other[0]
 
 
+def test_nothing_to_score_has_likelihood_one(llama):
+    rows = [(("a", ""), [5, 6], []), (("a", "b"), [5, 6], [7]), (("a", ""), [5, 6], [])]
+    found = CausalLM(*llama)._loglikelihood_tokens(rows)
+    assert found[0] == found[2] == (0.0, True)
+    assert found[1][0] < 0
+
+
 def test_a_continuation_that_the_model_cannot_hold_is_refused(llama):
     with pytest.raises(InputError, match="max_length: a continuation of"):
         CausalLM(*llama, max_length=4).loglikelihood([asked("loglikelihood", "The", " cat sat on the mat. It ran")])
@@ -102,7 +113,9 @@ def plain(model, tokens, start):
     return sum(picked), all(logits[i - 1].argmax() == tokens[i] for i in range(start, len(tokens)))
 
 
-def test_ours_are_scored_as_by_a_plain_loop(hope):
+@pytest.mark.parametrize("longer", [0, scoring.LONGER, 1000], ids=["contexts shared", "some shared", "none shared"])
+def test_ours_are_scored_as_by_a_plain_loop(hope, longer, monkeypatch):
+    monkeypatch.setattr(scoring, "LONGER", longer)
     lm = CausalLM(hope, ByteTokenizer(), batch_size=4)
     found = lm.loglikelihood([asked("loglikelihood", *pair) for pair in PAIRS])
     for (context, ending), (value, greedy) in zip(PAIRS, found, strict=True):
@@ -113,17 +126,17 @@ def test_ours_are_scored_as_by_a_plain_loop(hope):
 
 
 def test_a_document_of_any_length_is_read_in_segments(hope, monkeypatch):
-    monkeypatch.setattr(harness, "SEGMENT", 16)
+    monkeypatch.setattr(scoring, "SEGMENT", 16)
     texts = ["", "a", " ".join(TEXTS), TEXTS[1] * 3, TEXTS[0]]
     lm = CausalLM(hope, ByteTokenizer(), batch_size=4)
     found = lm.loglikelihood_rolling([asked("loglikelihood_rolling", text) for text in texts])
     assert found[0] == 0
     for text, value in zip(texts[1:], found[1:], strict=True):
         assert value == pytest.approx(plain(hope, [0, *text.encode()], 1)[0], rel=1e-5)
-    pairs = lm.loglikelihood([asked("loglikelihood", *pair) for pair in PAIRS])
+    requests = [asked("loglikelihood", *pair) for pair in PAIRS]
+    pairs = lm.loglikelihood(requests)
     monkeypatch.undo()
-    whole = lm.loglikelihood([asked("loglikelihood", *pair) for pair in PAIRS])
-    assert [value for value, _ in pairs] == pytest.approx([value for value, _ in whole], abs=1e-4)
+    assert close(pairs, lm.loglikelihood(requests))
 
 
 def test_ours_can_be_held_to_a_maximum_length(hope):
@@ -154,10 +167,10 @@ def test_folders_of_both_kinds_are_loaded(hope, llama, words, tmp_path):
     requests = [asked("loglikelihood", *pair) for pair in PAIRS]
     loaded = harness.load(tmp_path / "run", device, batch_size=3)
     assert loaded.max_length is None
-    assert loaded.loglikelihood(requests) == CausalLM(hope, ByteTokenizer(), batch_size=3).loglikelihood(requests)
+    assert close(loaded.loglikelihood(requests), CausalLM(hope, ByteTokenizer(), batch_size=3).loglikelihood(requests))
     loaded = harness.load(tmp_path / "llama", device, batch_size=3)
     assert loaded.max_length == 64
-    assert loaded.loglikelihood(requests) == CausalLM(*llama, batch_size=3).loglikelihood(requests)
+    assert close(loaded.loglikelihood(requests), CausalLM(*llama, batch_size=3).loglikelihood(requests))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -43,7 +43,7 @@ class Eval(Command):
         try:
             from nestling.evaluate.benchmarks import run
         except ModuleNotFoundError as error:
-            if error.name != "lm_eval":
+            if (error.name or "").partition(".")[0] != "lm_eval":
                 raise
             raise InputError("eval needs lm-eval, which isn't installed: pip install 'nestling[eval]'.") from None
         from nestling.train.machine import describe, pick_device

@@ -128,7 +128,10 @@ def fingerprint(folder: Path) -> str:
 def read(out: Path) -> dict[str, Row]:
     """The lines of a file of results by their keys; none without the file, and no line that was cut off by a kill."""
     found = {}
-    text = out.read_text(encoding="utf-8") if out.exists() else ""
+    try:
+        text = out.read_text(encoding="utf-8") if out.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"out: '{out}' cannot be read ({error}); give a file of results, or a new one.") from None
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         try:
             row = json.loads(line)

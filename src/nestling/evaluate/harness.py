@@ -1,16 +1,14 @@
 """Any causal language model for lm-eval: ours with their tokenizers, and transformers' with theirs.
 
-Our models have no maximum length: a context is never cut, and a document of any length is read once, segment by
-segment. Models with a maximum length lose the beginning of what is too long, as in lm-eval's own class for them.
-Letters: B rows, T tokens, V vocabulary.
+Our models have no maximum length: a context is never cut, a document of any length is read in one go. Models with a
+maximum length lose the beginning of what is too long, as in lm-eval's own class for them.
 """
 
-import inspect
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -24,23 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, 
 from nestling import models
 from nestling.data import load_tokenizer
 from nestling.errors import InputError
-from nestling.models.base import NestlingForCausalLM
+from nestling.evaluate.scoring import Answer, Scored, Scorer
 from nestling.models.registry import PREFIX
 
-SEGMENT = 2048
-"""Tokens of a row that one of our models reads at a time."""
 GENERATED = 256
 """Tokens to generate at most, where a task says nothing; lm-eval's default."""
-
-Answer = tuple[float, bool]
-"""Log-likelihood in nats, and whether each token was the most likely one."""
-
-
-class Scored(NamedTuple):
-    """Tokens, of which those from `start` (at least 1) on are to be scored given all before them."""
-
-    tokens: tuple[int, ...]
-    start: int
 
 
 class CausalLM(TemplateLM):
@@ -65,10 +51,9 @@ class CausalLM(TemplateLM):
     ):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self.ours = isinstance(model, NestlingForCausalLM)
         self.max_length = max_length or _limit(model)
         self.label, self._hidden, self._stream = "", None if progress is None else not progress, sys.stderr
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.score = Scorer(model, batch_size, self.eot_token_id)
 
     @property
     def eot_token_id(self) -> int:
@@ -127,57 +112,13 @@ class CausalLM(TemplateLM):
         return self._answers(rows)
 
     def _answers(self, rows: Sequence[Scored]) -> list[Answer]:
-        """Score rows, the longest first, `batch_size` together."""
-        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), rows[i]))
         found: list[Answer] = [(0.0, True)] * len(rows)
         with self._bar(len(rows)) as bar:
-            for part in _parts(order, self.batch_size):
-                for i, answer in zip(part, self._score([rows[i] for i in part]), strict=True):
+            for answers in self.score(rows):
+                for i, answer in answers:
                     found[i] = answer
-                bar.update(len(part))
+                bar.update(len(answers))
         return found
-
-    @torch.no_grad()
-    def _score(self, rows: Sequence[Scored]) -> list[Answer]:
-        """Score some rows of similar length in one pass; padding stands behind, where nothing looks."""
-        ids, scored = self._padded(rows)
-        total = torch.zeros(len(rows), dtype=torch.float64, device=ids.device)
-        greedy = torch.ones(len(rows), dtype=torch.bool, device=ids.device)
-        inputs, targets = ids[:, :-1], ids[:, 1:]
-        size = SEGMENT if self.ours else max(1, inputs.shape[1])
-        cache = None
-        for begin in range(0, inputs.shape[1], size):
-            part = slice(begin, begin + size)
-            last = begin + size >= inputs.shape[1]
-            wanted = scored[:, part]
-            keep = wanted.shape[1] - int(wanted.any(0).int().argmax()) if bool(wanted.any()) else 1
-            logits, cache = self._logits(inputs[:, part], cache, keep, last)
-            wanted, target = wanted[:, -keep:], targets[:, part][:, -keep:]
-            right = logits.argmax(-1) == target
-            chosen = logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
-            total += chosen.double().masked_fill(~wanted, 0).sum(1)
-            greedy &= (right | ~wanted).all(1)
-        if not bool(total.isfinite().all()):
-            raise InputError(f"folder: the model's log-likelihoods on {self.label} are no numbers; give another model.")
-        return list(zip(total.tolist(), greedy.tolist(), strict=True))
-
-    def _padded(self, rows: Sequence[Scored]) -> tuple[Tensor, Tensor]:
-        """Ids (B, T) and which of their targets (B, T - 1) count."""
-        longest = max(len(row.tokens) for row in rows)
-        ids = torch.full((len(rows), longest), self.eot_token_id)
-        scored = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.tokens)] = torch.tensor(row.tokens)
-            scored[i, row.start - 1 : len(row.tokens) - 1] = True
-        return ids.to(self.model.device), scored.to(self.model.device)
-
-    def _logits(self, ids: Tensor, cache: Any, keep: int, last: bool) -> tuple[Tensor, Any]:
-        """Logits (B, keep, V) of the last `keep` positions, and the state to go on from."""
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
-        if self.ours:
-            options["cache"] = cache
-        out = self.model(ids, use_cache=self.ours and not last, **options)
-        return out.logits[:, -keep:].float(), out.cache if self.ours else None
 
     @torch.no_grad()
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:

@@ -204,10 +204,8 @@ def load(data_dir: Path, task: str) -> Found:
     try:
         rows = form.read(*contents)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(
-            f"data_dir: '{_names(paths)}' is not in {task}'s original form ({said}); restore it."
-        ) from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"data_dir: '{_names(paths)}' is not {task}'s original form ({reason}); restore it.") from None
     if not rows:
         raise InputError(f"data_dir: '{_names(paths)}' holds no row of {task}; restore it.")
     return Found(rows, hashlib.sha256(b"\0".join(contents)).hexdigest(), form.note)
