@@ -128,7 +128,7 @@ def cost(scale: str) -> Cost:
         for base in _bases(name, size):
             at_once = size.batch * base["length"]
             count = parameters(configuration(name, **_fields(base))) - base["vocab"] * base["width"]
-            one = training(count, size.tokens, at_once, base["width"], LAYERS, 0.02)
+            one = training(count, size.tokens, at_once, base["width"], LAYERS, 0.005)
             costs += [one] * (len(size.settings) + len(SEEDS) - 1)
     return total(costs)
 

@@ -200,7 +200,7 @@ def cost(scale: str) -> Cost:
                 made, _ = changed(base)
                 at_once = size.batch * made(0, 0, 1).ids.shape[1]
                 count = parameters(configuration(name, **_fields(name, made.vocab_size))) - made.vocab_size * WIDTH
-                one = training(count, size.steps * at_once, at_once, WIDTH, LAYERS, 0.02)
+                one = training(count, size.steps * at_once, at_once, WIDTH, LAYERS, 0.005)
                 costs += [one] * (len(size.settings) + len(SEEDS) - 1)
     return total(costs)
 

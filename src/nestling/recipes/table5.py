@@ -27,8 +27,8 @@ REGULAR, COUNTER = tuple(LANGUAGES)[:3], tuple(LANGUAGES)[3:]
 SHARED: dict[str, Any] = {"memory_updated": ["mem"], "memory_hidden_rule": "frozen", "memory_retention": False}
 TRACKING = SHARED | {"memory_step": "explicit"}
 """Hope where a state alternates: steps up to 2, so that a write can turn the sign of what is stored."""
-COUNTING = SHARED | {"memory_rule": "gd", "chunk_size": 128, "projection_chunk_size": 128}
-"""Hope where symbols are counted: in a chunk longer than any word nothing is erased, and what is written adds up."""
+COUNTING = SHARED | {"memory_rule": "gd", "memory_objective": "dot"}
+"""Hope where symbols are counted: nothing is erased, and what is written adds up."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _setting(layers: int, heads: int, rate: float) -> Cell:
 
 
 SIZES = {
-    "cpu": Size(32, 1500, 32, 500, (_setting(1, 1, 1e-2), _setting(2, 2, 3e-3), _setting(2, 2, 1e-2))),
+    "cpu": Size(32, 1500, 32, 500, (_setting(1, 1, 1e-2), _setting(1, 4, 5e-3), _setting(2, 2, 3e-3))),
     "gpu": Size(64, 5000, 64, 2000, (_setting(1, 2, 1e-2), _setting(2, 4, 3e-3), _setting(2, 4, 1e-3))),
     "paper": Size(256, 50000, 64, 2000, tuple(_setting(n, 8, rate) for n in (1, 2, 4) for rate in (3e-3, 1e-3, 3e-4))),
 }
@@ -151,7 +151,7 @@ def cost(scale: str) -> Cost:
                 cell = _base(name, language, size) | setting
                 count = parameters(configuration(line.model, **model_fields(cell)))
                 at_once = size.batch * high
-                costs.append(training(count, size.steps * at_once, at_once, size.width, cell["layers"], 0.01))
+                costs.append(training(count, size.steps * at_once, at_once, size.width, cell["layers"], 0.003))
     return total(costs)
 
 
