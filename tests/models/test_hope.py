@@ -40,7 +40,13 @@ CHOICES = {
     "explicit step": {"memory_step": "explicit", "memory_hidden_rule": "frozen", "memory_retention": False},
     "explicit surprise": {"memory_step": "explicit", "memory_rule": "dgd-surprise"},
     "matrix": {"memory_structure": "matrix", "memory_step": "explicit"},
-    "sums": {"memory_objective": "dot", "memory_rule": "gd", "memory_hidden_rule": "frozen", "memory_updated": ["mem"]},
+    "sums": {
+        "memory_objective": "dot",
+        "memory_rule": "gd",
+        "memory_hidden_rule": "frozen",
+        "memory_updated": ["mem"],
+        "memory_own_targets": False,
+    },
 }
 
 

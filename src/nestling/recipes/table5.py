@@ -24,7 +24,13 @@ from nestling.train.machine import pick_device
 
 SEEDS = (0, 1, 2)
 REGULAR, COUNTER = tuple(LANGUAGES)[:3], tuple(LANGUAGES)[3:]
-SHARED: dict[str, Any] = {"memory_updated": ["mem"], "memory_hidden_rule": "frozen", "memory_retention": False}
+SHARED: dict[str, Any] = {
+    "memory_updated": ["mem"],
+    "memory_own_targets": False,
+    "memory_hidden_rule": "frozen",
+    "memory_retention": False,
+}
+"""Hope with a content memory alone, whose targets do not change with it, so that it is the same at any chunk length."""
 TRACKING = SHARED | {"memory_step": "explicit"}
 """Hope where a state alternates: steps up to 2, so that a write can turn the sign of what is stored."""
 COUNTING = SHARED | {"memory_rule": "gd", "memory_objective": "dot"}
