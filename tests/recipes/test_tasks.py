@@ -176,9 +176,10 @@ def test_table4(ran, monkeypatch):
 
 
 def test_mqar(ran, monkeypatch):
-    size = mqar.Size(32, ((16, 2), (24, 3)), (16,), 100, 2, None, 4, ({"lr": 1e-3},))
+    size = mqar.Size(32, ((16, 2), (24, 3)), (16,), 6, None, 4, 48, 4, ({"lr": 1e-3},))
     monkeypatch.setattr(mqar, "SIZES", {"cpu": size})
     monkeypatch.setattr(mqar, "SEEDS", (0,))
+    assert [size.batch_size(length) for length in (8, 16, 24)] == [4, 3, 2]
     assert ran(mqar.mqar)["ran"] == 2 * len(mqar.LINES)
 
 

@@ -62,8 +62,8 @@ class HopeConfig(ContinuumConfig):
         "gd", "dgd-surprise" or "frozen". Gradient rules average over the chunk.
     memory_step: of a DGD read-out, "implicit", which is stable at every size, or "explicit", in (0, 2), which above 1
         turns the sign of what is stored under a key: better for tasks that track a state.
-    memory_objective: "l2", or "dot", with which "gd" adds up all that is written under a key and
-        erases nothing: better for tasks that count.
+    memory_objective: "l2", or "dot", with which "gd" adds up all that is written under a key and erases nothing: better
+        for tasks that count.
     memory_structure: "mlp", a residual MLP of two layers, or "matrix", which has only W1.
     memory_momentum, memory_retention: have them or not. memory_anchor: what retention pulls to, "initial" or "zero".
     memory_read: "causal", "previous" or "boundary". memory_own_targets: False: all memories learn v_t (Eq. 79-82).

@@ -32,32 +32,38 @@ LINES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of a scale. lengths: tokens and pairs; settings: rates, in the order in which they are tried."""
+    """Numbers of a scale.
+
+    lengths: tokens and pairs. sequences: what a run reads at most, of which `examples` differ (None: all). batch,
+    at_once: most sequences and tokens of a step. settings: rates, in the order in which they are tried.
+    """
 
     vocab_size: int
     lengths: tuple[tuple[int, int], ...]
     widths: tuple[int, ...]
-    tokens: int
-    batch: int
+    sequences: int
     examples: int | None
+    batch: int
+    at_once: int
     tested: int
     settings: tuple[Cell, ...]
 
-    def steps(self, length: int) -> int:
-        """Steps at a length; all lengths read as many tokens."""
-        return self.tokens // (self.batch * length)
+    def batch_size(self, length: int) -> int:
+        """Sequences of a step."""
+        return min(self.batch, self.at_once // length)
 
 
 SIZES = {
-    "cpu": Size(256, ((64, 4), (128, 8)), (64,), 4_000_000, 64, None, 500, ({"lr": 3e-3}, {"lr": 1e-2})),
-    "gpu": Size(8192, ((64, 4), (128, 8), (256, 16)), (128,), 100_000_000, 128, 100_000, 3000, ({"lr": 2e-3},)),
+    "cpu": Size(256, ((64, 4), (128, 8)), (64,), 64_000, None, 64, 8192, 500, ({"lr": 3e-3}, {"lr": 1e-2})),
+    "gpu": Size(8192, ((64, 4), (128, 8), (256, 16)), (128,), 1_600_000, 100_000, 512, 65536, 3000, ({"lr": 2e-3},)),
     "paper": Size(
         8192,
         ((64, 4), (128, 8), (256, 16), (512, 64)),
         (64, 128, 256, 512),
-        64 * 100_000 * 64,
-        256,
+        6_400_000,
         100_000,
+        512,
+        65536,
         3000,
         tuple({"lr": rate} for rate in (1e-4, 4.64e-4, 2.15e-3, 1e-2)),
     ),
@@ -99,7 +105,8 @@ def run_cell(cell: Cell, size: Size, device: torch.device) -> Row:
     model = models.create(cell["model"], "nano", **_fields(cell))
     task = MQAR(cell["vocab"], cell["length"], cell["pairs"])
     optimizer = {"learning_rate": cell["lr"], "seed": cell["seed"], "warmup_steps": 50}
-    config = TrainConfig(steps=size.steps(cell["length"]), batch_size=size.batch, **optimizer)
+    batch = size.batch_size(cell["length"])
+    config = TrainConfig(steps=size.sequences // batch, batch_size=batch, **optimizer)
     choices = {"examples": size.examples, "every": 100, "tested": size.tested, "device": device.type}
     return learn(model, task, {"test": task}, Training(config, **choices))
 
@@ -116,7 +123,7 @@ def table(found: Found, size: Size) -> Table:
     columns = ["model", "width", *(f"{length} tokens, {pairs} pairs" for length, pairs in size.lengths)]
     notes = [
         f"Percent of right values, mean ± spread over seeds at the best rate; {size.vocab_size} ids, {LAYERS} blocks.",
-        f"Each run reads at most {size.tokens:,} tokens and stops when all validation values are right.",
+        f"Each run reads at most {size.sequences:,} sequences and stops when all validation values are right.",
     ]
     return Table("MQAR: values recalled", columns, rows, notes)
 
@@ -126,9 +133,9 @@ def cost(scale: str) -> Cost:
     size, costs = SIZES[scale], []
     for name in LINES:
         for base in _bases(name, size):
-            at_once = size.batch * base["length"]
+            at_once, read = size.batch_size(base["length"]) * base["length"], size.sequences * base["length"]
             count = parameters(configuration(name, **_fields(base))) - base["vocab"] * base["width"]
-            one = training(count, size.tokens, at_once, base["width"], LAYERS, 0.005)
+            one = training(count, read, at_once, base["width"], LAYERS, 0.005)
             costs += [one] * (len(size.settings) + len(SEEDS) - 1)
     return total(costs)
 
