@@ -86,8 +86,9 @@ def mqar_at(scale: str) -> Study:
 
 
 def _bases(name: str, size: Size) -> list[Cell]:
+    base = {"model": name, "vocab": size.vocab_size, "sequences": size.sequences, "fields": LINES[name]}
     return [
-        {"model": name, "width": width, "vocab": size.vocab_size, "length": length, "pairs": pairs}
+        base | {"width": width, "length": length, "pairs": pairs}
         for width in size.widths
         for length, pairs in size.lengths
     ]

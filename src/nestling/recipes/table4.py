@@ -75,7 +75,7 @@ class Size:
 
 SIZES = {
     "cpu": Size(500, 32, 320, ({"lr": 2e-3, "decay": 0.1},)),
-    "gpu": Size(5000, 128, TESTED, tuple({"lr": rate, "decay": 0.1} for rate in (1e-3, 3e-3))),
+    "gpu": Size(800, 128, TESTED, ({"lr": 2e-3, "decay": 0.1},)),
     "paper": Size(
         200 * EXAMPLES // 128,
         128,
@@ -134,7 +134,7 @@ def table4_at(scale: str) -> Study:
 def _bases(name: str, task: str, size: Size) -> list[Cell]:
     """The baseline and, where the scale has them, its difficulties."""
     changes = [("baseline", 0.0), *(DIFFICULTIES[task] if size.difficulties else [])]
-    base = {"model": name, "task": task, "steps": size.steps}
+    base = {"model": name, "task": task, "steps": size.steps, "fields": LINES[name]}
     return [base | {"change": change, "to": to} for change, to in changes]
 
 

@@ -81,7 +81,7 @@ def _setting(layers: int, heads: int, rate: float) -> Cell:
 
 SIZES = {
     "cpu": Size(32, 1500, 32, 500, (_setting(1, 1, 1e-2), _setting(1, 4, 5e-3), _setting(2, 2, 3e-3))),
-    "gpu": Size(64, 5000, 64, 2000, (_setting(1, 2, 1e-2), _setting(2, 4, 3e-3), _setting(2, 4, 1e-3))),
+    "gpu": Size(64, 1500, 128, 2000, (_setting(1, 1, 1e-2), _setting(1, 4, 5e-3), _setting(2, 4, 3e-3))),
     "paper": Size(256, 50000, 64, 2000, tuple(_setting(n, 8, rate) for n in (1, 2, 4) for rate in (3e-3, 1e-3, 3e-4))),
 }
 
@@ -102,7 +102,8 @@ def table5_at(scale: str) -> Study:
 
 
 def _base(name: str, language: str, size: Size) -> Cell:
-    return {"line": name, "language": language, "width": size.width, "steps": size.steps}
+    fields = LINES[name].fields(language)
+    return {"line": name, "language": language, "width": size.width, "steps": size.steps, "fields": fields}
 
 
 def model_fields(cell: Cell) -> dict[str, Any]:
@@ -110,8 +111,7 @@ def model_fields(cell: Cell) -> dict[str, Any]:
     width = cell["width"]
     shape = {"hidden_size": width, "num_hidden_layers": cell["layers"], "num_attention_heads": cell["heads"]}
     read_out = {"vocab_size": Formal(cell["language"]).vocab_size, "tie_word_embeddings": False}
-    fields = LINES[cell["line"]].fields(cell["language"])
-    return shape | {"intermediate_size": 2 * width} | read_out | fields
+    return shape | {"intermediate_size": 2 * width} | read_out | cell["fields"]
 
 
 def run_cell(cell: Cell, size: Size, device: torch.device) -> Row:
