@@ -141,8 +141,8 @@ _UNKNOWN = (
     "perplexities differ."
 )
 _CLEANED = (
-    "the text form has WikiHow's marks cleaned in another way than lm-eval cleans them: in about half of the rows an "
-    "ending differs by a space or a full stop."
+    "the text form has WikiHow's marks cleaned in another way than lm-eval cleans them: in more than half of the rows "
+    "an ending differs by a space or a full stop."
 )
 
 FORMS: dict[str, tuple[Form, ...]] = {

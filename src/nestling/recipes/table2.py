@@ -72,9 +72,6 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
 """What the paper reports, by its two sizes, in the order of COLUMNS."""
 MODELS = ("hope", "transformer++", *(name for name in PAPER["760m"] if name not in ("hope", "transformer++")))
 
-BOOKS_BYTES = 2**25
-"""Of the books, so much from the beginning."""
-
 
 @dataclass(frozen=True)
 class Size:
@@ -85,6 +82,7 @@ class Size:
         length: tokens of a training sequence, and of context at most in evaluation.
         batch: sequences of a step.
         limit: rows of each task at most; None: all.
+        books: bytes of the books' beginning to train on.
         seeds: runs of each model.
         data: the text, see TrainConfig; empty: books or documentation.
         tokenizer, rate: see TrainConfig.
@@ -96,6 +94,7 @@ class Size:
     length: int
     batch: int
     limit: int | None
+    books: int = 2**27
     seeds: Sequence[int] = (0,)
     data: str = ""
     tokenizer: str = "bpe:4096"
@@ -107,7 +106,7 @@ class Size:
 CPU = {"threads": 1, "device": "cpu"}
 GPU = {"precision": "bfloat16"}
 SIZES = {
-    "cpu": Size({"nano": 300}, 256, 8, 100, shape={"num_hidden_layers": 2}, more=CPU),
+    "cpu": Size({"nano": 300}, 256, 8, 100, books=2**23, shape={"num_hidden_layers": 2}, more=CPU),
     "gpu": Size({"micro": 1500}, 1024, 32, 1000, rate=2e-3, more=GPU),
     "paper": Size({"760m": 57_000, "1.3b": 190_000}, 4096, 128, None, rate=1e-3, more=GPU, tokenizer="bpe:32000",
                   data="hub:HuggingFaceFW/fineweb-edu:sample-100BT"),
@@ -138,7 +137,7 @@ def run(size: Size, cell: Cell) -> Row:
         model=cell["model"],
         size=cell["size"],
         fields=size.shape,
-        data=size.data or _text(data_dir),
+        data=size.data or _text(data_dir, size.books),
         tokenizer=size.tokenizer,
         steps=cell["steps"],
         batch_size=cell["batch"],
@@ -170,15 +169,15 @@ def _originals() -> Path | None:
     return Path(given) if given else None
 
 
-def _text(data_dir: Path | None) -> str:
-    """The path of the books' beginning, unpacked into the folder of caches; "english" without books."""
+def _text(data_dir: Path | None, size: int) -> str:
+    """The path of the books' first `size` bytes, unpacked into the folder of caches; "english" without books."""
     packed = local.present(data_dir / "books" / "train.txt") if data_dir else None
     if packed is None:
         return "english"
     root = Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
-    path = root / "texts" / "books.txt"
+    path = root / "texts" / f"books-{size}.txt"
     if not path.is_file():
-        begun = local.content(packed)[:BOOKS_BYTES].decode("utf-8", "ignore")
+        begun = local.content(packed)[:size].decode("utf-8", "ignore")
         with replacing(path) as scratch:
             scratch.write_text(begun.replace("\0", "\n\n"), encoding="utf-8")
     return str(path)
