@@ -34,7 +34,10 @@ def test_models_are_trained_on_the_books_and_evaluated_on_every_task(small):
     assert result["ran"] == 2
     assert (small / "cache" / "texts" / f"books-{2**23}.txt").read_text().count("\n\n") == 1
     table = result["table"]
-    assert [row[0] for row in table["rows"][:3]] == ["hope", "transformer++", "paper: hope"]
+    kinds = [("hope", "1"), ("transformer++", "1"), ("hope", "paper"), ("transformer++", "paper")]
+    assert [(row[0], row[2]) for row in table["rows"][:4]] == kinds
+    paper = "18.68 20.07 38.8 69.2 49.1 53.6 66.8 36.1 41.2 63.4 52.27"
+    assert " ".join(table["rows"][2][3:]) == paper
     assert all(len(row) == len(table["columns"]) == 3 + 11 for row in table["rows"])
     accuracies = [float(value) for value in table["rows"][0][5:13]]
     assert float(table["rows"][0][13]) == pytest.approx(mean(accuracies), abs=0.01)

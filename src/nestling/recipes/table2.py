@@ -108,8 +108,8 @@ GPU = {"precision": "bfloat16"}
 SIZES = {
     "cpu": Size({"nano": 300}, 256, 8, 100, books=2**23, shape={"num_hidden_layers": 2}, more=CPU),
     "gpu": Size({"micro": 1500}, 1024, 32, 1000, rate=2e-3, more=GPU),
-    "paper": Size({"760m": 57_000, "1.3b": 190_000}, 4096, 128, None, rate=1e-3, more=GPU, tokenizer="bpe:32000",
-                  data="hub:HuggingFaceFW/fineweb-edu:sample-100BT"),
+    "paper": Size({"760m": 57_000, "1.3b": 190_000}, 4096, 128, None, rate=1e-3, tokenizer="bpe:32000",
+                  data="hub:HuggingFaceFW/fineweb-edu:sample-100BT", more=GPU | {"accumulate": 64}),
 }  # fmt: skip
 """The paper's models read 30B and 100B tokens."""
 
@@ -194,7 +194,7 @@ def table(size: Size, found: Found) -> Table:
                 lines.append([model, name, f"{len(rows)}", *_said(values)])
                 notes = rows[0]["notes"]
     for name, reported in PAPER.items():
-        lines += [[f"paper: {model}", name, "", *_said([reported[model]])] for model in MODELS]
+        lines += [[model, name, "paper", *_said([reported[model]])] for model in MODELS]
     about = [
         f"Here: {', '.join(f'{name}, {steps} steps' for name, steps in size.steps.items())} of {size.batch} x "
         f"{size.length} tokens; "
@@ -214,18 +214,23 @@ def _said(values: Sequence[Sequence[float]]) -> list[str]:
     """Mean over the seeds, with the spread where there are several, of each column and of the average of accuracies."""
     columns = [*zip(*values, strict=True), [mean(row[2:]) for row in values]]
     spreads = [f" ± {pstdev(column):.1f}" if len(column) > 1 else "" for column in columns]
-    means = [f"{mean(column):.2f}" if mean(column) < 1e4 else f"{mean(column):.2g}" for column in columns]
+    means = [_digits(mean(column), 2 if i in (0, 1, len(columns) - 1) else 1) for i, column in enumerate(columns)]
     return [value + spread for value, spread in zip(means, spreads, strict=True)]
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if value < 1e4 else f"{value:.2g}"
 
 
 def cost(scale: str) -> Cost:
     """Training all models; evaluation is small beside it."""
     size, costs = SIZES[scale], []
-    vocabulary, at_once = int(size.tokenizer.partition(":")[2]), size.batch * size.length
+    vocabulary, tokens = int(size.tokenizer.partition(":")[2]), size.batch * size.length
     for name, steps in size.steps.items():
         shape = models.sizes()[name] | {"vocab_size": vocabulary} | size.shape
         count = models.parameters(configuration("transformer++", **shape))  # as many as every other model of the size
-        one = training(count, steps * at_once, at_once, shape["hidden_size"], shape["num_hidden_layers"])
+        at_once = tokens // size.more.get("accumulate", 1)
+        one = training(count, steps * tokens, at_once, shape["hidden_size"], shape["num_hidden_layers"])
         costs += [one] * (len(MODELS) * len(size.seeds))
     return total(costs)
 
