@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "nestling.commands.train:Train",
     "generate": "nestling.commands.generate:Generate",
     "learn": "nestling.commands.learn:Learn",
+    "eval": "nestling.commands.eval:Eval",
     "levels": "nestling.commands.levels:Levels",
     "report": "nestling.commands.report:Report",
     "bench": "nestling.commands.bench:Bench",

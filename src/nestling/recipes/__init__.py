@@ -7,6 +7,10 @@ RECIPES = {
     "fig12": ("optimizer_speed:fig12", "Fig. 12: step times on matrices of our models, by optimizer"),
     "fig12-paper": ("optimizer_speed:fig12_paper", "the same with the paper's sizes, 140M and 1.3B"),
     "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
+    "table2": ("table2:table2", "Table 2: language modeling and common sense, by lm-eval"),
+    "table4": ("table4:table4", "Table 4: MAD's six tasks"),
+    "mqar": ("mqar:mqar", "multi-query associative recall by length and number of pairs"),
+    "table5": ("table5:table5", "Table 5: formal languages"),
     "peers": ("peers:peers", "every model of the paper's tables: quality, speed and state"),
     "peers-speed": ("peers:peers_speed", "the speeds of peers alone, for a quiet machine"),
     "domains": (
