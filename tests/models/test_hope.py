@@ -39,7 +39,6 @@ def test_a_block_is_self_modifying_titans_then_the_continuum_memory():
 CHOICES = {
     "explicit step": {"memory_step": "explicit", "memory_hidden_rule": "frozen", "memory_retention": False},
     "explicit surprise": {"memory_step": "explicit", "memory_rule": "dgd-surprise"},
-    "matrix": {"memory_structure": "matrix", "memory_step": "explicit"},
     "sums": {
         "memory_objective": "dot",
         "memory_rule": "gd",
@@ -93,7 +92,6 @@ def test_with_steps_near_two_a_repeated_token_turns_what_is_stored():
     ("fields", "said"),
     [
         ({"memory_step": "exact"}, "memory_step 'exact' is unknown"),
-        ({"memory_structure": "tree"}, "memory_structure 'tree' is unknown"),
         ({"memory_objective": "l3"}, "memory_objective 'l3' is unknown"),
         ({"memory_step": "explicit", "memory_rule": "gd"}, "memory_step='explicit' is a step of DGD"),
         ({"memory_objective": "dot"}, r"DGD\(target='direct'\) is the proximal step of the L2 objective"),

@@ -224,7 +224,7 @@ def test_a_cost_by_hand():
     both = scales.total([cost, cost._replace(utilization=0.2, bytes=1.0)])
     assert (both.flops, both.bytes) == (2.4e20, cost.bytes)
     assert both.hours == pytest.approx(3 * cost.hours)
-    assert str(cost) == "1.2e+20 FLOPs, 16 GB, 84 GPU-hours (H100 at 40% of its peak)"
+    assert str(cost) == "1.2e+20 FLOPs, 16 GB, 84 GPU-hours (H100 at 40.0% of its peak)"
     with pytest.raises(InputError, match="costs: there are none"):
         scales.total([])
 

@@ -97,7 +97,7 @@ def _bases(name: str, size: Size) -> list[Cell]:
 def _fields(cell: Cell) -> dict[str, Any]:
     width = cell["width"]
     shape = {"hidden_size": width, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    return shape | {"intermediate_size": 2 * width, "vocab_size": cell["vocab"]} | LINES[cell["model"]]
+    return shape | {"intermediate_size": 2 * width, "vocab_size": cell["vocab"]} | cell["fields"]
 
 
 def run_cell(cell: Cell, size: Size, device: torch.device) -> Row:

@@ -42,7 +42,7 @@ class Cost(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.flops:.2g} FLOPs, {self.bytes / 1e9:.2g} GB, {self.hours:.2g} GPU-hours "
-            f"(H100 at {self.utilization:.0%} of its peak)"
+            f"(H100 at {self.utilization:.1%} of its peak)"
         )
 
 

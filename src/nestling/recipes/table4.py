@@ -17,7 +17,7 @@ from nestling import models
 from nestling.data.tasks import MAD, Examples, Task
 from nestling.layers.norm import RMSNorm
 from nestling.models.registry import configuration
-from nestling.models.sizes import matched, parameters
+from nestling.models.sizes import REFERENCE, matched, parameters
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, spread
 from nestling.recipes.scales import Cost, Scaled, named, total, training
 from nestling.recipes.tasks import Training, best, learn, read, search
@@ -149,17 +149,18 @@ def changed(cell: Cell) -> tuple[Task, int]:
     return task, examples
 
 
-def _fields(name: str, vocab_size: int) -> dict[str, Any]:
+def _model_fields(cell: Cell, vocab_size: int) -> dict[str, Any]:
+    """Everything a cell says about its model; all models have as many parameters, to 3%."""
     shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "vocab_size": vocab_size}
-    fields = shape | {"intermediate_size": INNER, "tie_word_embeddings": False} | LINES[name]
-    return fields if name == "transformer++" else fields | {"intermediate_size": matched(name, **fields)}
+    fields = shape | {"intermediate_size": INNER, "tie_word_embeddings": False} | cell["fields"]
+    return fields | ({} if cell["model"] == REFERENCE else {"intermediate_size": matched(cell["model"], **fields)})
 
 
 def run_cell(cell: Cell, size: Size, device: torch.device) -> Row:
     """Train one model on one task; "single" is the share of right answers in percent."""
     torch.manual_seed(cell["seed"])
     task, examples = changed(cell)
-    model: nn.Module = models.create(cell["model"], "nano", **_fields(cell["model"], task.vocab_size))
+    model: nn.Module = models.create(cell["model"], "nano", **_model_fields(cell, task.vocab_size))
     reader = read
     if cell["task"] == "compression":
         model, reader = AutoEncoder(model), lambda model, examples: model(examples)
@@ -199,7 +200,9 @@ def cost(scale: str) -> Cost:
             for base in _bases(name, task, size):
                 made, _ = changed(base)
                 at_once = size.batch * made(0, 0, 1).ids.shape[1]
-                count = parameters(configuration(name, **_fields(name, made.vocab_size))) - made.vocab_size * WIDTH
+                count = (
+                    parameters(configuration(name, **_model_fields(base, made.vocab_size))) - made.vocab_size * WIDTH
+                )
                 one = training(count, size.steps * at_once, at_once, WIDTH, LAYERS, 0.005)
                 costs += [one] * (len(size.settings) + len(SEEDS) - 1)
     return total(costs)

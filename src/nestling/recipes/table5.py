@@ -33,8 +33,8 @@ SHARED: dict[str, Any] = {
 """Hope with a content memory alone, whose targets do not change with it, so that it is the same at any chunk length."""
 TRACKING = SHARED | {"memory_step": "explicit"}
 """Hope where a state alternates: steps up to 2, so that a write can turn the sign of what is stored."""
-COUNTING = SHARED | {"memory_rule": "gd", "memory_objective": "dot"}
-"""Hope where symbols are counted: nothing is erased, and what is written adds up."""
+COUNTING = SHARED | {"memory_rule": "gd", "memory_objective": "dot", "conv_identity": True}
+"""Hope where symbols are counted: nothing is erased, what is written adds up, and hardly depends on symbols before."""
 
 
 @dataclass(frozen=True)
