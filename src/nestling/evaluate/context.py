@@ -24,6 +24,7 @@ def loss_by_context(
     windows: int = 16,
     batch_size: int = 1,
     segment: int = SEGMENT,
+    end: int | None = None,
 ) -> dict[int, float]:
     """Mean nats a target token after each number of tokens before the first target.
 
@@ -36,14 +37,16 @@ def loss_by_context(
         windows: how many windows; fewer where they would overlap.
         batch_size: windows read at a time.
         segment: tokens read at a time.
+        end: id of the token that ends a document; windows and their longest context then lie within one document.
 
     Raises:
-        InputError: a number below 1, or fewer tokens than the longest context and the targets.
+        InputError: a number below 1, or no document (without `end`: all tokens) as long as the longest context and the
+            targets.
     """
     for name, value in {"contexts": min(contexts, default=0), "targets": targets, "windows": windows}.items():
         if value < 1:
             raise InputError(f"{name}: {value} is too small; give at least 1.")
-    starts = _starts(len(tokens), max(contexts), targets, windows)
+    starts = _starts(tokens, max(contexts), targets, windows, end)
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -58,16 +61,21 @@ def loss_by_context(
         model.train(training)
 
 
-def _starts(count: int, longest: int, targets: int, windows: int) -> list[int]:
-    """First targets of the windows: evenly spread, and none of a window's targets is a target of another."""
-    room = count - longest - targets
-    if room < 0:
+def _starts(tokens: np.ndarray, longest: int, targets: int, windows: int, end: int | None) -> list[int]:
+    """First targets of the windows, evenly spread over all places that have room; no token is a target twice."""
+    ends = np.array([len(tokens)]) if end is None else np.append(np.flatnonzero(tokens == end), len(tokens))
+    begins = np.append(0, ends[:-1] + 1)
+    first, places = begins + longest, np.maximum(ends - begins - longest - targets + 1, 0)
+    ranks = np.cumsum(places // targets + (places % targets > 0))  # windows that a document has room for
+    if ranks[-1] == 0:
         raise InputError(
-            f"contexts: {longest} tokens and {targets} targets are more than the {count} tokens there are; "
+            f"contexts: {longest} tokens and {targets} targets are more than any text has among {len(tokens)} tokens; "
             "give shorter contexts, or more data."
         )
-    windows = min(windows, room // targets + 1)
-    return [longest + i * room // max(1, windows - 1) for i in range(windows)]
+    chosen = np.linspace(0, ranks[-1] - 1, min(windows, ranks[-1])).round().astype(int)
+    documents = np.searchsorted(ranks, chosen, side="right")
+    before = np.append(0, ranks)[documents]
+    return [int(first[d] + targets * (rank - b)) for d, rank, b in zip(documents, chosen, before, strict=True)]
 
 
 def _loss(model: Any, ids: Tensor, context: int, segment: int, device: torch.device) -> float:

@@ -21,21 +21,18 @@ SEGMENT = 4096
 """Tokens read at a time."""
 
 
-def evaluate(
-    model: Any, task: Task, material: Material, seed: int, length: int | None, count: int, batch_size: int = 1
-) -> Scores:
-    """Measures of `model` on the first `count` examples, with `examples` (how many there were) beside them.
+def evaluate(model: Any, task: Task, material: Material, examples: Sequence[Example], batch_size: int = 1) -> Scores:
+    """Measures of what `model` writes behind the prompts of `examples`, for instance the first of task.examples(...).
 
     With batch_size 1 a context is made while it is read. Raises InputError where there are no examples.
     """
-    examples = list(itertools.islice(task.examples(material, seed, length), count))
     if not examples:
-        raise InputError(f"length: no example of '{task.name}' has at most {length} tokens; give more.")
+        raise InputError(f"examples: '{task.name}' has none here; give more data, or a greater length.")
     written: list[str] = []
     for at in range(0, len(examples), batch_size):
         part = examples[at : at + batch_size]
         written += [task.cut(text) for text in answers(model, material.tokenizer, part, task.room(material))]
-    return task.summary(written, examples) | {"examples": len(examples)}
+    return task.summary(written, examples)
 
 
 @torch.no_grad()
@@ -53,7 +50,7 @@ def answers(
         if len(examples) == 1:
             parts = ((part[None], None) for part in stream(tokenizer, examples[0].pieces(), segment))
         else:
-            parts = _padded([_ids(tokenizer, example) for example in examples], tokenizer.eos_id, segment)
+            parts = _padded([encoded(tokenizer, example) for example in examples], tokenizer.eos_id, segment)
         logits, cache = None, None
         for ids, mask in parts:
             mask = None if mask is None else mask.to(device)
@@ -80,7 +77,8 @@ def stream(tokenizer: Tokenizer, pieces: Iterable[str], segment: int) -> Iterato
         yield torch.from_numpy(np.concatenate(held))
 
 
-def _ids(tokenizer: Tokenizer, example: Example) -> Tensor:
+def encoded(tokenizer: Tokenizer, example: Example) -> Tensor:
+    """Ids `(T,)` int64 of the whole prompt."""
     return torch.cat(list(stream(tokenizer, example.pieces(), SEGMENT)))
 
 
