@@ -1,6 +1,8 @@
 """Self-modifying memories: the chunk-parallel form against the token-by-token definition."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from nestling.memory.gd import GD
 from nestling.memory.memory import Memory, Momentum
 from nestling.memory.retention import Decay
 from nestling.memory.rule import Frozen
-from nestling.memory.selfmod import Inputs, SelfModifying, Slow, chunked, scan
+from nestling.memory.scan import scan as scan_memory
+from nestling.memory.selfmod import Inputs, SelfModifying, Slow, chunked, scan, step_size
+from nestling.memory.structure import Matrix
 
 B, H, D, HIDDEN = 2, 2, 4, 5
 LENGTHS = (1, 2, 3, 4, 5, 17)
@@ -29,6 +33,9 @@ CONFIGS = {
     "anchor zero": SelfModifying(Memory(chunk_size=4, retention=Decay("zero")), 4),
     "surprise": SelfModifying(Memory(chunk_size=4, rules=(DGD("surprise"), DGD("surprise"))), 4),
     "gradient descent": SelfModifying(Memory(chunk_size=4, rules=(GD("implicit", 0.25),) * 2), 4),
+    "explicit step": SelfModifying(Memory(chunk_size=4, rules=(DGD(step="explicit"), Frozen())), 8),
+    "explicit surprise": SelfModifying(Memory(chunk_size=4, rules=(DGD("surprise", "explicit"), Frozen())), 4),
+    "matrix": SelfModifying(Memory(Matrix(), chunk_size=4, rules=(DGD(step="explicit"),)), 4),
     "frozen features": SelfModifying(Memory(chunk_size=4, rules=(DGD(), Frozen())), 4),
     "content only": SelfModifying(Memory(chunk_size=4), 8, updated=("mem",)),
     "eta and content": SelfModifying(Memory(chunk_size=4), 8, updated=("eta", "mem")),
@@ -46,9 +53,8 @@ def problem(config, length, seed=0, dtype=torch.float64):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
     count = len(config.names)
-    slow = Slow(
-        (random(count, H, D, HIDDEN), random(count, H, HIDDEN, D)), random(H, D), random(H), random(H, D), random(H)
-    )
+    initial = tuple(random(count, H, *shape) for shape in config.memory.structure.shapes(D, D, HIDDEN))
+    slow = Slow(initial, random(H, D), random(H), random(H, D), random(H))
     beta = None
     if config.memory.momentum is not None:
         beta = torch.rand(B, H, length, generator=generator, dtype=dtype).requires_grad_()
@@ -141,6 +147,29 @@ def test_padding_writes_nothing_and_rows_may_stand_apart(name):
             expected, _ = chunked(config, slow, alone)
             actual = torch.cat([first[row : row + 1, :, :length], second[row : row + 1]], 2)
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"), [("default", None), ("explicit step", 2.0), ("matrix", 2.0), ("explicit surprise", 1.0)]
+)
+def test_explicit_steps_turn_the_sign_of_what_is_stored_and_grow_nothing(name, largest):
+    """Along the key the state is multiplied by the eigenvalue, measured here from the memory itself."""
+    config = CONFIGS[name]
+    assert config.largest_step == largest
+    steps = step_size(torch.tensor([-40.0, 0.0, 40.0]), largest)
+    if largest is None:
+        assert steps.tolist() == pytest.approx([math.exp(-2), 1, math.exp(2)])
+        return
+    assert steps.tolist() == pytest.approx([0, largest / 2, largest])
+    for step, eigenvalue in zip(steps, (1, 0, -1), strict=True):
+        states = []
+        for scale in (0.0, 1.0):
+            weight = scale * torch.ones(1, D, D)
+            mem = replace(config.memory, structure=Matrix(), rules=config.memory.layer_rules[:1], chunk_size=1)
+            k, v = torch.eye(D)[None, :1], torch.randn(1, 1, D, generator=torch.Generator().manual_seed(2))
+            _, state = scan_memory(mem, mem.init_state([weight]), k, k, v, step.expand(1, 1), torch.ones(1, 1))
+            states.append(mem.weights(state, state.current)[0][0, :, 0])
+        torch.testing.assert_close(states[1] - states[0], torch.full((D,), float(eigenvalue)))
 
 
 def test_choices_that_contradict_each_other():

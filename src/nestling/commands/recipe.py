@@ -3,8 +3,9 @@
 import dataclasses
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -22,6 +23,9 @@ class Recipe(Command):
     """Which one; see --list."""
     list: tyro.conf.FlagCreatePairsOff[bool] = False
     """Only say which there are."""
+    scale: Literal["cpu", "gpu", "paper"] = "cpu"
+    """Minutes to an hour on two cores, about ten minutes on one card, or the original's sizes, whose cost is estimated
+    before it starts."""
     out: Path | None = None
     """Folder of results and drawings; by default benchmarks/results in a source checkout, else runs/recipes."""
 
@@ -34,6 +38,12 @@ class Recipe(Command):
             raise InputError(f"name: {said}; choose among {', '.join(RECIPES)}.")
         module, _, function = RECIPES[self.name][0].partition(":")
         recipe = getattr(importlib.import_module(f"nestling.recipes.{module}"), function)
+        if self.scale != "cpu":
+            from nestling.recipes.scales import Scaled
+
+            if not isinstance(recipe, Scaled):
+                raise InputError(f"scale: '{self.name}' has no scale '{self.scale}'; leave it out.")
+            recipe = partial(recipe, scale=self.scale)
         return recipe(
             _folder() if self.out is None else self.out, lambda text: print(text, file=sys.stderr, flush=True)
         )

@@ -29,7 +29,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nestling.errors import InputError
+from nestling.memory.dgd import DGD
 from nestling.memory.memory import Memory, State
+from nestling.memory.objective import L2
 from nestling.memory.scan import scan as scan_memory
 from nestling.memory.stack import ALGEBRA, Carried, Gates, Kernel, Layers, Piece, Places, Stack, split, unit
 from nestling.memory.structure import fixed
@@ -39,11 +41,13 @@ CONTENT = "mem"
 SOURCES = {"v": "value", "k": "key", "eta": "key", "alpha": "key", "q": "query"}
 """Which input each projection reads."""
 LOG_STEP_BOUND = 2.0
-"""Step sizes lie between e^-2 and e^2."""
+"""Implicit step sizes lie between e^-2 and e^2."""
 
 
-def step_size(raw: Tensor) -> Tensor:
-    """Step size `eta` in (e^-2, e^2), equal to `exp(raw)` for small `raw`; any shape."""
+def step_size(raw: Tensor, largest: float | None = None) -> Tensor:
+    """Step size `eta` in (e^-2, e^2), equal to `exp(raw)` for small `raw`, or in (0, largest); any shape."""
+    if largest is not None:
+        return largest * torch.sigmoid(raw)
     return torch.exp(LOG_STEP_BOUND * torch.tanh(raw / LOG_STEP_BOUND))
 
 
@@ -126,6 +130,20 @@ class SelfModifying:
     def stack(self) -> tuple[str, ...]:
         """The updated memories, in the order of the state."""
         return tuple(name for name in self.names if name in self.updated)
+
+    @property
+    def largest_step(self) -> float | None:
+        """The largest step at which no state grows, of an explicit DGD step; None: all are implicit.
+
+        Along a unit key the state is multiplied by `alpha - theta`, so steps above 1 turn its sign: the memory can then
+        track a state that alternates (Grazzi et al., arXiv 2411.12537). "surprise" with L2 erases twice (Eq. 93), so
+        that `alpha - 2 theta` turns the sign from steps of a half on.
+        """
+        steps = [rule for rule in self.memory.layer_rules if isinstance(rule, DGD) and rule.step == "explicit"]
+        if not steps:
+            return None
+        twice = isinstance(self.memory.objective, L2) and any(rule.target == "surprise" for rule in steps)
+        return 1.0 if twice else 2.0
 
     @property
     def joint(self) -> bool:
@@ -271,7 +289,9 @@ class _Run:
         """Keys, values, gates and queries, read at the projections' boundary."""
         v, k, raw, q = self._sight(span, weights)
         eta, alpha = (raw + self.gate_bias).unbind(1)
-        eta, log_alpha, beta, live = Gates.of(step_size(eta), logsigmoid(alpha), span.beta, span.live)
+        eta, log_alpha, beta, live = Gates.of(
+            step_size(eta, self.config.largest_step), logsigmoid(alpha), span.beta, span.live
+        )
         return _Rows(k, v, eta, log_alpha, beta, q, live)
 
     def _sight(self, span: _Span, weights: Layers) -> tuple[Tensor, ...]:
@@ -347,7 +367,8 @@ def scan(config: SelfModifying, slow: Slow, inputs: Inputs) -> tuple[Tensor, dic
         read = {name: _read(memories[name], states[name], x[name][:, :, t : t + 1]) for name in config.names[:-1]}
         k, v = unit(read["k"]), unit(read["v"])
         q = unit(read["q"]) if config.adaptive_query else inputs.query[:, :, t : t + 1]
-        eta = step_size((read["eta"] * slow.eta_weight[:, None]).sum(-1) + slow.eta_bias[:, None])
+        eta = (read["eta"] * slow.eta_weight[:, None]).sum(-1) + slow.eta_bias[:, None]
+        eta = step_size(eta, config.largest_step)
         alpha = torch.sigmoid((read["alpha"] * slow.alpha_weight[:, None]).sum(-1) + slow.alpha_bias[:, None])
         beta = None if inputs.beta is None else inputs.beta[:, :, t : t + 1]
         targets = {

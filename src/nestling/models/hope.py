@@ -1,6 +1,6 @@
 """Hope: self-modifying Titans, then the Continuum Memory System (Nested Learning, Sec. 8.3, Eq. 94-97)."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from torch import nn
 
@@ -13,11 +13,13 @@ from nestling.memory.memory import Memory, Momentum
 from nestling.memory.retention import Decay
 from nestling.memory.rule import Frozen, Rule
 from nestling.memory.selfmod import SelfModifying
+from nestling.memory.structure import Matrix, ResidualMLP, Structure
 from nestling.models.config import NestlingConfig
 from nestling.models.registry import choice, register
 
 READOUT_RULES = ("dgd-direct", "dgd-surprise", "gd", "frozen")
 HIDDEN_RULES = ("gd", "dgd-surprise", "frozen")
+STRUCTURES: dict[str, Structure] = {"mlp": ResidualMLP(), "matrix": Matrix()}
 
 
 class ContinuumConfig(NestlingConfig):
@@ -56,6 +58,9 @@ class HopeConfig(ContinuumConfig):
     memory_updated: memories that change in context, of v, k, eta, alpha, mem and, with adaptive_query, q.
     memory_rule: of the read-out layer W1, "dgd-direct", "dgd-surprise", "gd" or "frozen"; memory_hidden_rule: of W2,
         "gd", "dgd-surprise" or "frozen". Gradient rules average over the chunk.
+    memory_step: of a DGD read-out, "implicit", which is stable at every size, or "explicit", in (0, 2), which above 1
+        turns the sign of what is stored under a key: better for tasks that track a state.
+    memory_structure: "mlp", a residual MLP of two layers (Eq. 89), or "matrix", which has only W1.
     memory_momentum, memory_retention: have them or not. memory_anchor: what retention pulls to, "initial" or "zero".
     memory_read: "causal", "previous" or "boundary". memory_own_targets: False: all memories learn v_t (Eq. 79-82).
     conv_identity: start the short convolutions near the identity: better for tasks that store and recall single tokens;
@@ -69,6 +74,8 @@ class HopeConfig(ContinuumConfig):
     memory_updated: list | tuple = ("v", "k", "eta", "alpha", "mem")
     memory_rule: str = "dgd-direct"
     memory_hidden_rule: str = "gd"
+    memory_step: str = "implicit"
+    memory_structure: str = "mlp"
     memory_momentum: bool = False
     memory_retention: bool = True
     memory_anchor: str = "initial"
@@ -83,16 +90,27 @@ class HopeConfig(ContinuumConfig):
         super().check()
         choice("memory_rule", self.memory_rule, READOUT_RULES)
         choice("memory_hidden_rule", self.memory_hidden_rule, HIDDEN_RULES)
+        choice("memory_step", self.memory_step, ("implicit", "explicit"))
+        choice("memory_structure", self.memory_structure, STRUCTURES)
         choice("memory_anchor", self.memory_anchor, ("initial", "zero"))
         if self.chunk_size < 1:
             raise InputError(f"chunk_size={self.chunk_size} must be at least 1: give a positive number.")
+        if self.memory_step == "explicit" and "dgd" not in self.memory_rule:
+            raise InputError(
+                f"memory_step='explicit' is a step of DGD, which memory_rule='{self.memory_rule}' is not: "
+                "use memory_rule='dgd-direct' or 'dgd-surprise', or memory_step='implicit'."
+            )
         self._memory()
 
     def _memory(self) -> SelfModifying:
         mean = GD(step="implicit", scale=1 / self.chunk_size, bounded=True)
         rules: dict[str, Rule] = {"dgd-direct": DGD(), "dgd-surprise": DGD("surprise"), "gd": mean, "frozen": Frozen()}
+        readout, structure = rules[self.memory_rule], STRUCTURES[self.memory_structure]
+        if isinstance(readout, DGD):
+            readout = replace(readout, step=self.memory_step)  # pyright: ignore[reportArgumentType]
         memory = Memory(
-            rules=(rules[self.memory_rule], rules[self.memory_hidden_rule]),
+            structure=structure,
+            rules=(readout, rules[self.memory_hidden_rule])[: len(structure.direct)],
             retention=Decay(self.memory_anchor),  # pyright: ignore[reportArgumentType]
             momentum=Momentum() if self.memory_momentum else None,
             read=self.memory_read,  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ RECIPES = {
     "fig12": ("optimizer_speed:fig12", "Fig. 12: step times on matrices of our models, by optimizer"),
     "fig12-paper": ("optimizer_speed:fig12_paper", "the same with the paper's sizes, 140M and 1.3B"),
     "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
+    "table5": ("table5:table5", "Table 5: formal languages"),
     "peers": ("peers:peers", "every model of the paper's tables: quality, speed and state"),
     "peers-speed": ("peers:peers_speed", "the speeds of peers alone, for a quiet machine"),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
