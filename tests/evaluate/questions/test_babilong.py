@@ -84,8 +84,14 @@ def test_a_million_tokens_take_little_memory(everything):
     assert peak < 2_000_000
 
 
+def test_questions_too_long_for_a_length_are_left_out(everything):
+    stories_left = [e.about["story"] for e in TASKS[NAME].examples(everything(NAME), 0, 190)]
+    assert stories_left
+    assert max(len(story.facts) for story in stories_left) < 4
+
+
 def test_bad_files_and_lengths_are_told(everything, tmp_path):
-    with pytest.raises(InputError, match="length: 50 tokens are too few"):
+    with pytest.raises(InputError, match="length: 50 tokens hold no question"):
         next(TASKS[NAME].examples(everything(NAME), 0, 50))
     (tmp_path / "qa2_x_test.txt").write_text("1 A fact.\nno number\n")
     with pytest.raises(InputError, match="line 2"):

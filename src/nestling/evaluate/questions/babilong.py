@@ -9,6 +9,7 @@ prompt is ours, and its tokens count. Tasks 1 to 5 of bAbI are used, from a fold
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -114,22 +115,27 @@ class Hidden:
 
 
 def make(number: int, split: str, task: Task, material: Material, seed: int, length: int | None) -> Iterator[Example]:
-    """Every question of the file once, in an order that the seed decides."""
+    """Every question of the file once, in an order that the seed decides, but those too long for the length."""
     prose: np.ndarray = needed(material.prose, "prose", task)
     found, labels = _read(needed(material.data, "data", task), number, split)
     order = list(range(len(found)))
     dice(task.name, seed).shuffle(order)
+    least, some = sys.maxsize, False
     for index in order:
         story, chance = found[index], dice(task.name, seed, length, index)
         question = f"\nQuestion: {story.question}\nAnswer:"
         taken = sum(material.tokens(f" {fact}") for fact in story.facts) + material.tokens(OPENING + question)
         size = needed(length, "length", task) - taken - task.room(material)
         if size < 0:
-            raise InputError(f"length: {length} tokens are too few for a question of '{task.name}'; give {taken} more.")
+            least = min(least, taken + task.room(material))
+            continue
+        some = True
         places = tuple(sorted(chance.randrange(size + 1) for _ in story.facts))
         context = Hidden(material, story.facts, places, size, chance.randrange(len(prose)))
         about = {"story": story, "asked": story.question, "labels": labels}
         yield Example(context, question, [[story.answer]], f" {story.answer}", about)
+    if not some:
+        raise InputError(f"length: {length} tokens hold no question of '{task.name}'; give {least} or more.")
 
 
 def babi(split: str) -> list[Task]:

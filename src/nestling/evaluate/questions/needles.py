@@ -100,7 +100,7 @@ def _example(setting: Setting, task: Task, material: Material, length: int, chan
         if len(units) < (1 if setting.haystack == "text" else len(texts)):
             raise InputError(
                 f"length: {length} tokens have no room for a prompt of '{task.name}' with this tokenizer and "
-                f"{task.room(material)} tokens of answer; give about {length - free + 100 * len(texts)} or more."
+                f"{task.room(material)} tokens of answer; give {length - free} and room for sentences of the haystack."
             )
         places = _places(setting, len(units), len(texts), chance)
         joint = " " if setting.haystack == "text" else "\n"
