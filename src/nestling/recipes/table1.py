@@ -18,7 +18,7 @@ SETTINGS = ("niah-single-1", "niah-single-2", "niah-single-3", "niah-multikey-1"
 MODELS = ("transformer++", "hope-attention", "rwkv7", "comba", "dla", "titans-lmm", "hope")
 TRAINED, TESTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
 COURSES = {
-    "cpu": Course(("transformer++", "hope", "gated-deltanet", "hope-attention"), (320, 512, 1024, 2048), TESTED, 4000,
+    "cpu": Course(("transformer++", "hope", "gated-deltanet", "hope-attention"), (320, 512, 1024, 2048), TESTED, 3000,
                   2048, 20, seeds=(0,), shape={"num_hidden_layers": 2}),
     "gpu": Course(MODELS, TRAINED, TESTED, 4000, 16384, 100, (1e-3, 2e-3), (0,), "micro", {"vocab_size": 4096},
                   vocabulary=4096, precision="bfloat16", device="auto"),
