@@ -13,6 +13,7 @@ from nestling.errors import InputError
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory, Momentum
+from nestling.memory.objective import DotProduct
 from nestling.memory.retention import Decay
 from nestling.memory.rule import Frozen
 from nestling.memory.scan import scan as scan_memory
@@ -35,6 +36,9 @@ CONFIGS = {
     "gradient descent": SelfModifying(Memory(chunk_size=4, rules=(GD("implicit", 0.25),) * 2), 4),
     "explicit step": SelfModifying(Memory(chunk_size=4, rules=(DGD(step="explicit"), Frozen())), 8),
     "explicit surprise": SelfModifying(Memory(chunk_size=4, rules=(DGD("surprise", "explicit"), Frozen())), 4),
+    "dot product": SelfModifying(
+        Memory(chunk_size=4, objective=DotProduct(), rules=(GD("implicit"), Frozen())), 8, updated=("mem",)
+    ),
     "matrix": SelfModifying(Memory(Matrix(), chunk_size=4, rules=(DGD(step="explicit"),)), 4),
     "frozen features": SelfModifying(Memory(chunk_size=4, rules=(DGD(), Frozen())), 4),
     "content only": SelfModifying(Memory(chunk_size=4), 8, updated=("mem",)),

@@ -24,7 +24,7 @@ class Recipe(Command):
     list: tyro.conf.FlagCreatePairsOff[bool] = False
     """Only say which there are."""
     scale: Literal["cpu", "gpu", "paper"] = "cpu"
-    """Minutes to an hour on two cores, about ten minutes on one card, or the original's sizes, whose cost is estimated
+    """Minutes to an hour on two cores, tens of minutes on one card, or the original's sizes, whose cost is estimated
     before it starts."""
     out: Path | None = None
     """Folder of results and drawings; by default benchmarks/results in a source checkout, else runs/recipes."""

@@ -10,6 +10,7 @@ from nestling.layers.titans import SelfModifyingTitans
 from nestling.memory.dgd import DGD
 from nestling.memory.gd import GD
 from nestling.memory.memory import Memory, Momentum
+from nestling.memory.objective import L2, DotProduct, Objective
 from nestling.memory.retention import Decay
 from nestling.memory.rule import Frozen, Rule
 from nestling.memory.selfmod import SelfModifying
@@ -19,6 +20,7 @@ from nestling.models.registry import choice, register
 
 READOUT_RULES = ("dgd-direct", "dgd-surprise", "gd", "frozen")
 HIDDEN_RULES = ("gd", "dgd-surprise", "frozen")
+OBJECTIVES: dict[str, Objective] = {"l2": L2(), "dot": DotProduct()}
 STRUCTURES: dict[str, Structure] = {"mlp": ResidualMLP(), "matrix": Matrix()}
 
 
@@ -60,7 +62,9 @@ class HopeConfig(ContinuumConfig):
         "gd", "dgd-surprise" or "frozen". Gradient rules average over the chunk.
     memory_step: of a DGD read-out, "implicit", which is stable at every size, or "explicit", in (0, 2), which above 1
         turns the sign of what is stored under a key: better for tasks that track a state.
-    memory_structure: "mlp", a residual MLP of two layers (Eq. 89), or "matrix", which has only W1.
+    memory_objective: "l2", or "dot", with which "gd" adds up all that is written under a key and erases nothing: better
+        for tasks that count.
+    memory_structure: "mlp", a residual MLP of two layers, or "matrix", which has only W1.
     memory_momentum, memory_retention: have them or not. memory_anchor: what retention pulls to, "initial" or "zero".
     memory_read: "causal", "previous" or "boundary". memory_own_targets: False: all memories learn v_t (Eq. 79-82).
     conv_identity: start the short convolutions near the identity: better for tasks that store and recall single tokens;
@@ -75,6 +79,7 @@ class HopeConfig(ContinuumConfig):
     memory_rule: str = "dgd-direct"
     memory_hidden_rule: str = "gd"
     memory_step: str = "implicit"
+    memory_objective: str = "l2"
     memory_structure: str = "mlp"
     memory_momentum: bool = False
     memory_retention: bool = True
@@ -91,6 +96,7 @@ class HopeConfig(ContinuumConfig):
         choice("memory_rule", self.memory_rule, READOUT_RULES)
         choice("memory_hidden_rule", self.memory_hidden_rule, HIDDEN_RULES)
         choice("memory_step", self.memory_step, ("implicit", "explicit"))
+        choice("memory_objective", self.memory_objective, OBJECTIVES)
         choice("memory_structure", self.memory_structure, STRUCTURES)
         choice("memory_anchor", self.memory_anchor, ("initial", "zero"))
         if self.chunk_size < 1:
@@ -108,8 +114,11 @@ class HopeConfig(ContinuumConfig):
         readout, structure = rules[self.memory_rule], STRUCTURES[self.memory_structure]
         if isinstance(readout, DGD):
             readout = replace(readout, step=self.memory_step)  # pyright: ignore[reportArgumentType]
+        elif readout is mean and self.memory_objective == "dot":  # whose gradients do not depend on each other
+            readout = GD(step="implicit")
         memory = Memory(
             structure=structure,
+            objective=OBJECTIVES[self.memory_objective],
             rules=(readout, rules[self.memory_hidden_rule])[: len(structure.direct)],
             retention=Decay(self.memory_anchor),  # pyright: ignore[reportArgumentType]
             momentum=Momentum() if self.memory_momentum else None,

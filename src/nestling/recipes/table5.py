@@ -24,11 +24,17 @@ from nestling.train.machine import pick_device
 
 SEEDS = (0, 1, 2)
 REGULAR, COUNTER = tuple(LANGUAGES)[:3], tuple(LANGUAGES)[3:]
-SHARED: dict[str, Any] = {"memory_updated": ["mem"], "memory_hidden_rule": "frozen", "memory_retention": False}
+SHARED: dict[str, Any] = {
+    "memory_updated": ["mem"],
+    "memory_own_targets": False,
+    "memory_hidden_rule": "frozen",
+    "memory_retention": False,
+}
+"""Hope with a content memory alone, whose targets do not change with it, so that it is the same at any chunk length."""
 TRACKING = SHARED | {"memory_step": "explicit"}
 """Hope where a state alternates: steps up to 2, so that a write can turn the sign of what is stored."""
-COUNTING = SHARED | {"memory_rule": "gd", "chunk_size": 128, "projection_chunk_size": 128}
-"""Hope where symbols are counted: in a chunk longer than any word nothing is erased, and what is written adds up."""
+COUNTING = SHARED | {"memory_rule": "gd", "memory_objective": "dot"}
+"""Hope where symbols are counted: nothing is erased, and what is written adds up."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ def _setting(layers: int, heads: int, rate: float) -> Cell:
 
 
 SIZES = {
-    "cpu": Size(32, 1500, 32, 500, (_setting(1, 1, 1e-2), _setting(2, 2, 3e-3), _setting(2, 2, 1e-2))),
-    "gpu": Size(64, 5000, 64, 2000, (_setting(1, 2, 1e-2), _setting(2, 4, 3e-3), _setting(2, 4, 1e-3))),
+    "cpu": Size(32, 1500, 32, 500, (_setting(1, 1, 1e-2), _setting(1, 4, 5e-3), _setting(2, 2, 3e-3))),
+    "gpu": Size(64, 1500, 128, 2000, (_setting(1, 1, 1e-2), _setting(1, 4, 5e-3), _setting(2, 4, 3e-3))),
     "paper": Size(256, 50000, 64, 2000, tuple(_setting(n, 8, rate) for n in (1, 2, 4) for rate in (3e-3, 1e-3, 3e-4))),
 }
 
@@ -96,7 +102,8 @@ def table5_at(scale: str) -> Study:
 
 
 def _base(name: str, language: str, size: Size) -> Cell:
-    return {"line": name, "language": language, "width": size.width, "steps": size.steps}
+    fields = LINES[name].fields(language)
+    return {"line": name, "language": language, "width": size.width, "steps": size.steps, "fields": fields}
 
 
 def model_fields(cell: Cell) -> dict[str, Any]:
@@ -104,8 +111,7 @@ def model_fields(cell: Cell) -> dict[str, Any]:
     width = cell["width"]
     shape = {"hidden_size": width, "num_hidden_layers": cell["layers"], "num_attention_heads": cell["heads"]}
     read_out = {"vocab_size": Formal(cell["language"]).vocab_size, "tie_word_embeddings": False}
-    fields = LINES[cell["line"]].fields(cell["language"])
-    return shape | {"intermediate_size": 2 * width} | read_out | fields
+    return shape | {"intermediate_size": 2 * width} | read_out | cell["fields"]
 
 
 def run_cell(cell: Cell, size: Size, device: torch.device) -> Row:
@@ -151,7 +157,7 @@ def cost(scale: str) -> Cost:
                 cell = _base(name, language, size) | setting
                 count = parameters(configuration(line.model, **model_fields(cell)))
                 at_once = size.batch * high
-                costs.append(training(count, size.steps * at_once, at_once, size.width, cell["layers"], 0.01))
+                costs.append(training(count, size.steps * at_once, at_once, size.width, cell["layers"], 0.003))
     return total(costs)
 
 
