@@ -37,14 +37,20 @@ def check(study, out):
 
 
 def test_table1(course, tmp_path, monkeypatch):
-    monkeypatch.setitem(table1.COURSES, "cpu", course)
+    monkeypatch.setitem(table1.COURSES, "cpu", dataclasses.replace(course, seeds=(0,)))
     rows, lines = check(table1.at("cpu"), tmp_path)
-    assert len(rows) == 4
+    assert len(rows) == 2
     assert all(set(row["scores"]) == set(table1.SETTINGS) for row in rows)
     assert all(set(score) == {"1000", "1200"} for row in rows for score in row["scores"].values())
     assert [line[:2] for line in lines[:2]] == [["niah-single-1", "transformer++"], ["niah-single-1", "hope"]]
     assert lines[-1][-1] == "31.4 / 17.2 / 11.4"
-    assert all(name in models.names() for name in table1.PAPER)
+
+
+@pytest.mark.parametrize("recipe", [table1, fig9, fig10, fig8])
+def test_the_models_exist(recipe):
+    for size in (recipe.SIZES if recipe is fig10 else recipe.COURSES).values():
+        names = {fig8.fields(name)[0] for name in size.models}
+        assert names <= set(models.names())
 
 
 def test_fig8(course, tmp_path, monkeypatch):

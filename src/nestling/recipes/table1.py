@@ -15,11 +15,11 @@ from nestling.recipes.reading import Course
 from nestling.recipes.scales import Cost, Scaled, named
 
 SETTINGS = ("niah-single-1", "niah-single-2", "niah-single-3", "niah-multikey-1", "niah-multiquery", "niah-multivalue")
-MODELS = ("transformer++", "hope-attention", "rwkv7", "comba", "dla", "titans-lmm", "hope")
+MODELS = ("transformer++", "hope-attention", "rwkv-7", "comba", "dla", "titans-lmm", "hope")
 TRAINED, TESTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
 COURSES = {
     "cpu": Course(("transformer++", "hope", "gated-deltanet", "hope-attention"), (320, 512, 1024, 2048), TESTED, 3000,
-                  2048, 20, seeds=(0,), shape={"num_hidden_layers": 2}),
+                  4096, 20, seeds=(0,), shape={"num_hidden_layers": 2}),
     "gpu": Course(MODELS, TRAINED, TESTED, 4000, 16384, 100, (1e-3, 2e-3), (0,), "micro", {"vocab_size": 4096},
                   vocabulary=4096, precision="bfloat16", device="auto"),
     "paper": Course(MODELS, TRAINED, TESTED, 20000, 2**19, 500, (3e-4, 6e-4, 1e-3), (0, 1, 2), "760m", {},
@@ -32,7 +32,7 @@ PAPER = {
                       (79.4, 83.0, 61.4), (58.9, 48.0, 29.8), (37.5, 34.1, 21.5)),
     "hope-attention": ((100, 100, 100), (100, 98.4, 94.4), (76.8, 68.8, 42.4),
                        (80.2, 84.8, 60.8), (60.4, 47.8, 30.6), (35.2, 34.4, 24.8)),
-    "rwkv7": ((100, 100, 99.6), (93.8, 44.8, 12.6), (63.8, 13.2, 5.8),
+    "rwkv-7": ((100, 100, 99.6), (93.8, 44.8, 12.6), (63.8, 13.2, 5.8),
               (21.4, 18.8, 9.6), (20.4, 14.8, 8.6), (16.2, 13.4, 6.8)),
     "comba": ((100, 100, 99.4), (92.6, 47.2, 13.4), (62.4, 13.8, 7.4),
               (21.4, 19.4, 8.2), (21.8, 15.2, 6.4), (16.5, 13.5, 7.2)),
