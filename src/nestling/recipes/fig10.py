@@ -64,8 +64,9 @@ GPU = {"precision": "bfloat16", "device": "auto"}
 SIZES = {
     "cpu": Size(MODELS, 1024, 2, 1000, POWERS[2:15], shape={"num_hidden_layers": 2}, seeds=(0,)),
     "gpu": Size(MODELS, 4096, 16, 1500, POWERS[2:16], windows=128, seeds=(0,), size="micro", rate=2e-3, more=GPU),
-    "paper": Size(MODELS, 4096, 128, 57000, POWERS[2:18], windows=1000, size="760m", rate=1e-3, more=GPU,
-                  data="hub:HuggingFaceFW/fineweb-edu:sample-100BT", tokenizer="bpe:32000"),
+    "paper": Size(MODELS, 4096, 128, 57000, POWERS[2:18], windows=1000, size="760m", rate=1e-3,
+                  more=GPU | {"accumulate": 32}, tokenizer="bpe:32000",
+                  data="hub:HuggingFaceFW/fineweb-edu:sample-100BT"),
 }  # fmt: skip
 """The paper's models read about 30B tokens at 760M parameters."""
 
@@ -152,7 +153,8 @@ def cost(scale: str) -> Cost:
     shape = models.sizes()[size.size] | {"vocab_size": vocabulary} | size.shape
     count = models.parameters(configuration("transformer++", **shape))
     at_once = size.batch * size.length
-    one = training(count, size.steps * at_once, at_once, shape["hidden_size"], shape["num_hidden_layers"])
+    tokens, at_once = size.steps * at_once, at_once // size.more.get("accumulate", 1)
+    one = training(count, tokens, at_once, shape["hidden_size"], shape["num_hidden_layers"])
     costs = [one] * (len(size.models) * len(size.seeds))
     return total(costs)
 

@@ -16,7 +16,7 @@ from nestling.evaluate.questions import TASKS
 from nestling.evaluate.questions.translation import SETTINGS
 from nestling.recipes import plots, reading
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, spread
-from nestling.recipes.reading import Course
+from nestling.recipes.reading import CARD, LARGE, SMALL, Course
 from nestling.recipes.scales import Cost, Scaled, named
 
 CHUNKS = (512, 128, 32)
@@ -24,12 +24,10 @@ LEVELS = {f"hope-{n}": [{}, *({"signal": "self", "chunk_size": size} for size in
 """Hope-Attention with one to three levels of the Continuum Memory System that learn in context, the slowest first."""
 MODELS = ("transformer++", *LEVELS)
 COURSES = {
-    "cpu": Course(MODELS, (1024, 1536), (1536,), 2000, 3072, 20, seeds=(0,), shape={"num_hidden_layers": 2}),
-    "gpu": Course(MODELS, (2048, 4096), (4096,), 4000, 16384, 100, (1e-3, 2e-3), (0,), "micro", {"vocab_size": 2048},
-                  vocabulary=2048, precision="bfloat16", device="auto"),
-    "paper": Course(MODELS, (4096, 8192, 16384), (16384,), 10000, 2**19, 500, (3e-4, 1e-3), (0, 1, 2), "760m", {},
-                    "hub:HuggingFaceFW/fineweb-edu:sample-100BT", 32000, 64, "bfloat16", "auto"),
-}  # fmt: skip
+    "cpu": Course(MODELS, (1024, 1536), (1536,), steps=2000, tokens=3072, examples=20, **SMALL),
+    "gpu": Course(MODELS, (2048, 4096), (4096,), steps=2000, tokens=16384, examples=100, **CARD),
+    "paper": Course(MODELS, (4096, 8192, 16384), (16384,), steps=10000, tokens=2**19, examples=500, room=64, **LARGE),
+}
 """The paper trains Llama 3 with levels added on 15B tokens of text; here every scale trains on the task."""
 
 

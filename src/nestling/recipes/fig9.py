@@ -8,26 +8,25 @@ from __future__ import annotations
 import itertools
 from functools import partial
 from statistics import mean
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from nestling.evaluate.questions.babilong import babi
 from nestling.recipes import plots, reading
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, spread
-from nestling.recipes.reading import Course
+from nestling.recipes.reading import CARD, LARGE, SMALL, Course
 from nestling.recipes.scales import Cost, Scaled, named
 
 TRAINED = (512, 1024, 2048)
+THREE = ("transformer++", "hope", "titans-lmm")
+SHORT, LONG = (128, 256, 512, 1024), (4096, 16384, 65536, 262144, 2**20)
+MORE: dict[str, Any] = {"models": THREE, "room": 8}
 COURSES = {
-    "cpu": Course(("transformer++", "hope", "titans-lmm"), (128, 256, 512, 1024), (512, 1024, 4096, 16384, 65536),
-                  2000, 2048, 25, seeds=(0,), shape={"num_hidden_layers": 2}, room=8),
-    "gpu": Course(("transformer++", "hope", "titans-lmm"), TRAINED, (1024, 4096, 16384, 65536, 262144, 1048576), 4000,
-                  16384, 50, (1e-3, 2e-3), (0,), "micro", {"vocab_size": 4096}, vocabulary=4096, room=8,
-                  precision="bfloat16", device="auto"),
-    "paper": Course(("hope", "titans-lmm"), (4096, 8192, 16384), (4096, 65536, 131072, 1048576, 10_000_000), 10000,
-                    2**19, 100, (1e-4, 3e-4, 1e-3), (0, 1, 2), "760m", {},
-                    "hub:HuggingFaceFW/fineweb-edu:sample-100BT", 32000, 8, "bfloat16", "auto"),
-}  # fmt: skip
+    "cpu": Course(lengths=SHORT, tested=(512, *LONG[:3]), steps=2000, tokens=2048, examples=25, **SMALL | MORE),
+    "gpu": Course(lengths=TRAINED, tested=LONG, steps=2000, tokens=16384, examples=50, **CARD | MORE),
+    "paper": Course(lengths=LONG[:2], tested=(*LONG, 10**7), steps=10000, tokens=2**19, examples=100, **LARGE | MORE),
+}
 QUESTIONS = {"cpu": 1, "gpu": 2, "paper": 5}
 """Tasks of bAbI, from the first on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class Course:
             join in later, all within the first half of the steps: what is asked for is learnt on short texts.
         tested: tokens of the examples that are scored.
         steps: of training.
-        tokens: of a step.
+        tokens: of a step, at most.
         examples: scored at each length.
         rates: learning rates, swept with the first seed.
         seeds: runs at the best rate.
@@ -56,6 +57,7 @@ class Course:
         vocabulary: entries learnt from the text and the prompts; 0: bytes.
         room: tokens that an answer may have.
         precision, device: of the training and the scoring.
+        at_once: tokens of a forward and backward pass, of which a step may take several; None: all of the step's.
     """
 
     models: Sequence[str]
@@ -73,6 +75,7 @@ class Course:
     room: int = 48
     precision: str = "float32"
     device: str = "cpu"
+    at_once: int | None = None
 
     def cells(self, found: Found, measure: str = "loss", **more: Any) -> Iterator[Cell]:
         """Model by model its sweep; then all models seed by seed, at the best rate of each."""
@@ -103,9 +106,16 @@ class Course:
         shape = models.sizes()[self.size] | {"vocab_size": self.vocabulary or 256} | self.shape
         width, layers = shape["hidden_size"], shape["num_hidden_layers"]
         count = models.parameters(configuration("transformer++", **shape))
-        one = training(count, self.steps * self.tokens, self.tokens, width, layers)
+        one = training(count, self.steps * self.tokens, self.at_once or self.tokens, width, layers)
         sweeps = len(self.rates) if len(self.rates) > 1 else 0
         return total([one] * (len(self.models) * (sweeps + len(self.seeds))))
+
+
+SMALL: dict[str, Any] = {"shape": {"num_hidden_layers": 2}, "seeds": (0,)}
+CARD: dict[str, Any] = {"size": "micro", "vocabulary": 4096, "seeds": (0,), "precision": "bfloat16", "device": "auto"}
+LARGE: dict[str, Any] = CARD | {"size": "760m", "vocabulary": 32000, "seeds": (0, 1, 2), "at_once": 2**14}
+LARGE |= {"data": "hub:HuggingFaceFW/fineweb-edu:sample-100BT", "rates": (3e-4, 6e-4, 1e-3)}
+"""What the courses of a scale share: cpu, gpu, paper."""
 
 
 @cache
@@ -146,18 +156,23 @@ def learn(made: nn.Module, course: Course, tasks: Sequence[Task], text: Material
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        ids, labels = (x.to(device) for x in batch(tasks, text, config.seed, step, course.tokens, course.known(step)))
-        with autocast(device, course.precision):
-            logits, aims = _answers(made, ids, labels)
-            loss = cross_entropy(logits.float(), aims)
-        if not loss.isfinite():
-            raise InputError(f"lr: with {cell['lr']} the loss is {loss.item()}; give a lower one.")
+        ids, labels = batch(tasks, text, config.seed, step, course.tokens, course.known(step))
+        rows = max(1, (course.at_once or course.tokens) // ids.shape[1])
+        count, loss, right = int((labels != -100).sum()), 0.0, 0
         optimizer.zero_grad()
-        loss.backward()
+        for part in zip(ids.split(rows), labels.split(rows), strict=True):
+            with autocast(device, course.precision):
+                logits, aims = _answers(made, *(x.to(device) for x in part))
+                nats = cross_entropy(logits.float(), aims, reduction="sum")
+            (nats / count).backward()
+            loss += nats.item() / count
+            right += int((logits.argmax(-1) == aims).sum())
+        if not math.isfinite(loss):
+            raise InputError(f"lr: with {cell['lr']} the loss is {loss}; give a lower one.")
         nn.utils.clip_grad_norm_(made.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
-        hits.append((logits.argmax(-1) == aims).float().mean().item())
+        losses.append(loss)
+        hits.append(right / count)
     row = {"loss": round(mean(losses[-LAST:]), 4), "accuracy": round(mean(hits[-LAST:]), 4)}
     return row | {"curve": [round(mean(losses[at : at + LAST]), 4) for at in range(0, len(losses), LAST)]}
 

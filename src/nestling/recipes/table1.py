@@ -11,20 +11,18 @@ from matplotlib.figure import Figure
 from nestling.evaluate.questions import TASKS
 from nestling.recipes import plots, reading
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, spread
-from nestling.recipes.reading import Course
+from nestling.recipes.reading import CARD, LARGE, SMALL, Course
 from nestling.recipes.scales import Cost, Scaled, named
 
 SETTINGS = ("niah-single-1", "niah-single-2", "niah-single-3", "niah-multikey-1", "niah-multiquery", "niah-multivalue")
 MODELS = ("transformer++", "hope-attention", "rwkv-7", "comba", "dla", "titans-lmm", "hope")
 TRAINED, TESTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
+FOUR = ("transformer++", "hope", "gated-deltanet", "hope-attention")
 COURSES = {
-    "cpu": Course(("transformer++", "hope", "gated-deltanet", "hope-attention"), (320, 512, 1024, 2048), TESTED, 3000,
-                  4096, 20, seeds=(0,), shape={"num_hidden_layers": 2}),
-    "gpu": Course(MODELS, TRAINED, TESTED, 4000, 16384, 100, (1e-3, 2e-3), (0,), "micro", {"vocab_size": 4096},
-                  vocabulary=4096, precision="bfloat16", device="auto"),
-    "paper": Course(MODELS, TRAINED, TESTED, 20000, 2**19, 500, (3e-4, 6e-4, 1e-3), (0, 1, 2), "760m", {},
-                    "hub:HuggingFaceFW/fineweb-edu:sample-100BT", 32000, 128, "bfloat16", "auto"),
-}  # fmt: skip
+    "cpu": Course(FOUR, (320, 512, 1024, 2048), TESTED, steps=3000, tokens=4096, examples=20, **SMALL),
+    "gpu": Course(FOUR, (320, 512, 1024, 2048), TESTED, steps=2000, tokens=16384, examples=100, **CARD),
+    "paper": Course(MODELS, TRAINED, TESTED, steps=20000, tokens=2**19, examples=500, room=128, **LARGE),
+}
 """The paper trains on 50B tokens of text and not on the tasks; here every scale trains on the tasks."""
 
 PAPER = {
