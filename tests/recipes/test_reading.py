@@ -135,3 +135,13 @@ def test_a_vocabulary_keeps_digits_apart(text):
 def test_longer_texts_join_in_within_the_first_half(course):
     longer = dataclasses.replace(course, lengths=(1, 2, 3), steps=60)
     assert [longer.known(step) for step in (0, 9, 10, 19, 20, 59)] == [(1,), (1,), (1, 2), (1, 2), (1, 2, 3), (1, 2, 3)]
+
+
+def test_the_best_rate_is_the_one_that_is_shown(course):
+    course = dataclasses.replace(course, models=("hope",), rates=(1e-3, 2e-3, 4e-3))
+    found = {}
+    for cell in course.cells(found):  # asks again after every run, as a study does
+        found[key(cell)] = cell | {"loss": abs(cell["lr"] - 2e-3) + cell["seed"], "scores": {}}
+    assert len(found) == 4
+    assert [(row["lr"], row["seed"]) for row in course.best(found, "hope")] == [(2e-3, 0), (2e-3, 1)]
+    assert course.best({}, "hope") == []

@@ -55,7 +55,7 @@ def table(course: Course, found: Found) -> Table:
     """A line a model."""
     lines = []
     for model in course.models:
-        rows = reading.best(found, course.cell(model))
+        rows = course.best(found, model)
         lines.append([model, f"{len(rows)}", *(spread([r["scores"] for r in rows], name, 1) for name in SETTINGS)])
     notes = [
         f"chrF x 100, {course.examples} pairs of languages that were not trained on, {course.tested[0]:,} tokens each.",
@@ -71,7 +71,7 @@ def draw(course: Course, found: Found) -> Figure:
     for model in course.models:
         shade = plots.colour(model, course.models)
         for setting, fill in (("translation", "none"), ("continual", shade)):
-            if rows := reading.best(found, course.cell(model)):
+            if rows := course.best(found, model):
                 x, y = (mean(row["scores"][f"{setting}-{which}"] for row in rows) for which in ("first", "second"))
                 axes.plot(x, y, "o", color=shade, markerfacecolor=fill, label=f"{model}, {setting}")
     axes.set(xlabel="chrF, language read first", ylabel="chrF, language read second")

@@ -54,7 +54,7 @@ def table(course: Course, count: int, found: Found) -> Table:
     """A line a model."""
     lines = []
     for model in course.models:
-        rows = [_means(course, row) for row in reading.best(found, course.cell(model, questions=count))]
+        rows = [_means(course, row) for row in course.best(found, model, questions=count)]
         lines.append([model, f"{len(rows)}", *(spread(rows, str(length), 1) for length in course.tested)])
     notes = [
         f"Percent of questions answered rightly, mean over tasks 1 to {count} of bAbI, {course.examples} a length.",
@@ -68,7 +68,7 @@ def draw(course: Course, count: int, found: Found) -> Figure:
     """Accuracy over length, one line a model; dotted: the longest that was trained on."""
     figure, (axes,) = plots.panels(1, 7.0, 4.5)
     for model in course.models:
-        if rows := [_means(course, row) for row in reading.best(found, course.cell(model, questions=count))]:
+        if rows := [_means(course, row) for row in course.best(found, model, questions=count)]:
             means = [mean(row[str(length)] for row in rows) for length in course.tested]
             axes.plot(course.tested, means, "-o", color=plots.colour(model, course.models), label=model)
     axes.axvline(max(course.lengths), color="#999999", linestyle=":")

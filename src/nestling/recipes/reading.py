@@ -24,7 +24,7 @@ from nestling.data.store import Split
 from nestling.errors import InputError
 from nestling.evaluate.questions import Example, Material, Task, batch, evaluate
 from nestling.models.registry import configuration
-from nestling.recipes.cells import Cell, Found, Row, matching, sweep, tuned
+from nestling.recipes.cells import Cell, Found, Row, sweep, tuned
 from nestling.recipes.scales import Cost, total, training
 from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.evaluation import autocast
@@ -77,20 +77,25 @@ class Course:
     device: str = "cpu"
     at_once: int | None = None
 
-    def cells(self, found: Found, measure: str = "loss", **more: Any) -> Iterator[Cell]:
+    def cells(self, found: Found, **more: Any) -> Iterator[Cell]:
         """Model by model its sweep; then all models seed by seed, at the best rate of each."""
         bases = {name: self.cell(name, **more) for name in self.models}
         for base in bases.values() if len(self.rates) > 1 else ():
-            yield from sweep(found, base, self.rates, self.seeds[:1], (), measure)
+            yield from sweep(found, base, self.rates, self.seeds[:1], (), "loss")
         for seed in self.seeds:
             for base in bases.values():
-                best = tuned(found, base, self.seeds[:1], measure) if len(self.rates) > 1 else [{"lr": self.rates[0]}]
+                best = tuned(found, base, self.seeds[:1], "loss") if len(self.rates) > 1 else [{"lr": self.rates[0]}]
                 yield from (base | {"lr": row["lr"], "seed": seed} for row in best[:1])
 
     def cell(self, name: str, **more: Any) -> Cell:
         """What decides a run, but for its rate and seed."""
-        at = {"data": self.data, "vocabulary": self.vocabulary, "longest": max(self.lengths)}
+        at = {"data": self.data, "vocabulary": self.vocabulary, "lengths": list(self.lengths)}
         return {"model": name, "steps": self.steps, "tokens": self.tokens} | at | more
+
+    def best(self, found: Found, name: str, **more: Any) -> list[Row]:
+        """The rows of a model at its best rate."""
+        rows = tuned(found, self.cell(name, **more), self.seeds[:1], "loss")
+        return [row for row in rows if "scores" in row]
 
     def known(self, step: int) -> Sequence[int]:
         """The lengths that are drawn from at a step."""
@@ -189,13 +194,6 @@ def scored(made: Any, course: Course, task: Task, text: Material, examples: Sequ
     with autocast(pick_device(course.device), course.precision):
         found = evaluate(made, task, text, examples, max(1, course.tokens // length))
     return {name: round(100 * value, 2) for name, value in found.items()}
-
-
-def best(found: Found, base: Cell) -> list[Row]:
-    """The rows of all seeds of a model: those at the rate that the most seeds ran at."""
-    rows = [row for row in matching(found, base) if "scores" in row]
-    rates = [row["lr"] for row in rows]
-    return [row for row in rows if row["lr"] == max(rates, key=rates.count)]
 
 
 def folder(name: str) -> Path:

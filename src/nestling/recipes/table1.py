@@ -19,8 +19,8 @@ MODELS = ("transformer++", "hope-attention", "rwkv-7", "comba", "dla", "titans-l
 TRAINED, TESTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
 FOUR = ("transformer++", "hope", "gated-deltanet", "hope-attention")
 COURSES = {
-    "cpu": Course(FOUR, (320, 512, 1024, 2048), TESTED, steps=3000, tokens=4096, examples=20, **SMALL),
-    "gpu": Course(FOUR, (320, 512, 1024, 2048), TESTED, steps=2000, tokens=16384, examples=100, **CARD),
+    "cpu": Course(FOUR, (384, 512, 1024, 2048), TESTED, steps=3000, tokens=4096, examples=20, **SMALL),
+    "gpu": Course(FOUR, (384, 512, 1024, 2048), TESTED, steps=2000, tokens=16384, examples=100, **CARD),
     "paper": Course(MODELS, TRAINED, TESTED, steps=20000, tokens=2**19, examples=500, room=128, **LARGE),
 }
 """The paper trains on 50B tokens of text and not on the tasks; here every scale trains on the tasks."""
@@ -62,7 +62,7 @@ def table(course: Course, found: Found) -> Table:
     lines = []
     for at, name in enumerate(SETTINGS):
         for model in course.models:
-            rows = reading.best(found, course.cell(model))
+            rows = course.best(found, model)
             flat = [{str(length): row["scores"][name][str(length)] for length in course.tested} for row in rows]
             said = [spread(flat, str(length), 1) for length in course.tested]
             paper = PAPER.get(model)
@@ -81,7 +81,7 @@ def draw(course: Course, found: Found) -> Figure:
     figure, axes = plots.panels(len(SETTINGS), 3.4, 3.2)
     for axis, name in zip(axes, SETTINGS, strict=True):
         for model in course.models:
-            if rows := reading.best(found, course.cell(model)):
+            if rows := course.best(found, model):
                 means = [mean(row["scores"][name][str(length)] for row in rows) for length in course.tested]
                 axis.plot(course.tested, means, "-o", color=plots.colour(model, course.models), label=model)
         axis.axvline(max(course.lengths), color="#999999", linestyle=":")

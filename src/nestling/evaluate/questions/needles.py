@@ -142,14 +142,26 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def _haystack(setting: Setting, material: Material, free: int, keys: set[str], chance: random.Random) -> list[str]:
-    """Sentences that fit into `free` tokens."""
+    """Sentences that fit into `free` tokens; of text, as in RULER, the last is cut between two words to fill them."""
     if setting.haystack == "noise":
         return [NOISE] * max(0, free // material.tokens(f"\n{NOISE}"))
-    units, stream = [], _units(setting, material, keys, chance)
-    while free > 0:
-        units.append(next(stream))
-        free -= material.tokens(f" {units[-1]}")
-    return units[:-1] if free < 0 else units
+    units = []
+    for unit in _units(setting, material, keys, chance):
+        size = material.tokens(f" {unit}")
+        if size > free:
+            units += _cut(unit, free, material) if setting.haystack == "text" else []
+            return units
+        units.append(unit)
+        free -= size
+    return units
+
+
+def _cut(sentence: str, free: int, material: Material) -> list[str]:
+    """The first words of a sentence that fit, if any."""
+    words = sentence.split()
+    while words and material.tokens(f" {' '.join(words)}") > free:
+        words.pop()
+    return [" ".join(words)] if words else []
 
 
 def _units(setting: Setting, material: Material, keys: set[str], chance: random.Random) -> Iterator[str]:
