@@ -109,6 +109,15 @@ def test_a_sentence_that_is_too_long_is_cut():
             assert 780 < len(example.prompt) + 40 <= 800
 
 
+def test_a_word_that_is_too_long_is_passed_over():
+    prose = np.frombuffer(("=" * 900 + "! A word. ").encode() * 9, np.uint8)
+    for example in itertools.islice(TASKS["niah-single-2"].examples(Material(prose=prose, room=40), 0, 700), 8):
+        assert "A word." in example.prompt
+        assert "=" not in example.prompt
+    with pytest.raises(InputError, match="length: 460 tokens have no room"):
+        next(TASKS["niah-single-2"].examples(Material(prose=prose[:900], room=99), 0, 460))
+
+
 def test_words_differ():
     assert len(set(ADJECTIVES)) == len(ADJECTIVES)
     assert len(set(NOUNS)) == len(NOUNS)

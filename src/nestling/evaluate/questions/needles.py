@@ -32,6 +32,8 @@ from nestling.evaluate.questions.task import Example, Material, Task, dice, need
 from nestling.evaluate.questions.words import PAIRS, pair
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+MISFITS = 100
+"""Sentences without a first word that fits, after which there is no room for a haystack."""
 DEPTHS = [round(100 * i / 39) for i in range(40)]
 """Percent of the sentences that stand before a needle."""
 
@@ -108,7 +110,7 @@ def _example(setting: Setting, task: Task, material: Material, length: int, chan
         excess = material.tokens(context + question) + task.room(material) - length
         if excess <= 0:
             break
-        units = units[: -max(1, excess * len(units) // (2 * length))]  # tokenizers need not be additive
+        units = _shortened(setting, units, excess)  # tokenizers need not be additive
     values = [value for key in asked for k, value in hidden if k == key]
     about = {"keys": asked, "hidden": hidden, "places": places, "units": len(units)}
     return Example((context,), question, (values,), " " + _listed(values), about)
@@ -145,15 +147,24 @@ def _haystack(setting: Setting, material: Material, free: int, keys: set[str], c
     """Sentences that fit into `free` tokens; of text, as in RULER, the last is cut between two words to fill them."""
     if setting.haystack == "noise":
         return [NOISE] * max(0, free // material.tokens(f"\n{NOISE}"))
-    units = []
+    units, misfits = [], 0
     for unit in _units(setting, material, keys, chance):
         size = material.tokens(f" {unit}")
         if size > free:
             units += _cut(unit, free, material) if setting.haystack == "text" else []
-            return units
-        units.append(unit)
-        free -= size
+            misfits += 1
+            if units or misfits == MISFITS:  # a first word may be too long by itself
+                break
+        else:
+            units.append(unit)
+            free -= size
     return units
+
+
+def _shortened(setting: Setting, units: list[str], excess: int) -> list[str]:
+    """Without so many words of text, or without the last needle or noise."""
+    words = units[-1].split()[:-excess] if setting.haystack == "text" else []
+    return units[:-1] + ([" ".join(words)] if words else [])
 
 
 def _cut(sentence: str, free: int, material: Material) -> list[str]:
