@@ -6,10 +6,12 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nestling import models
 from nestling.data import ByteTokenizer, train_bpe
+from nestling.data.tokenizer import END
 from nestling.errors import InputError
 from nestling.evaluate import harness, scoring
 from nestling.evaluate.harness import CausalLM
@@ -30,22 +32,19 @@ def close(found, wanted):
     return [value for value, _ in found] == values and [g for _, g in found] == [g for _, g in wanted]
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """A tokenizer of both kinds, ours and its twin in transformers."""
-    ours = train_bpe([" ".join(TEXTS + ENDINGS) * 3], 300)
-    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
-    ours.save(path)
-    end = ours.decode([ours.eos_id])
-    return ours, PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=end, pad_token=end)
-
-
-@pytest.fixture(scope="module")
-def llama(words):
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "with a beginning token"])
+def llama(request, tmp_path_factory):
     """A random Llama that reads 64 tokens at most, with its tokenizer."""
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    train_bpe([" ".join(TEXTS + ENDINGS) * 3], 300).save(path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END, pad_token=END)
+    if request.param:
+        processor = TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
+        tokenizer.backend_tokenizer.post_processor = processor
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=300, max_position_embeddings=64, initializer_range=0.3, **FIELDS)
-    return LlamaForCausalLM(config).eval(), words[1]
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = LlamaConfig(vocab_size=300, max_position_embeddings=64, initializer_range=0.3, **ends, **FIELDS)
+    return LlamaForCausalLM(config).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_generated_text_is_that_of_lm_eval(llama, theirs, until):
 
 def test_a_greedy_continuation_is_known_as_one(llama):
     lm, begin = CausalLM(*llama), torch.tensor([llama[1].encode(TEXTS[0])])
-    ids = llama[0].generate(begin, max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)[0].tolist()
+    ids = llama[0].generate(begin, max_new_tokens=5, do_sample=False, attention_mask=begin >= 0)[0].tolist()
     (greedy,) = lm._loglikelihood_tokens([(("", ""), ids[:-5], ids[-5:])])
     (other,) = lm._loglikelihood_tokens([(("", ""), ids[:-5], [*ids[-5:-1], ids[-1] ^ 1])])
     assert greedy[1]
@@ -158,7 +157,7 @@ def test_ours_generate_until_a_stop(hope):
     assert cut == whole[0].split(stop)[0]
 
 
-def test_folders_of_both_kinds_are_loaded(hope, llama, words, tmp_path):
+def test_folders_of_both_kinds_are_loaded(hope, llama, tmp_path):
     device = torch.device("cpu")
     hope.save_pretrained(tmp_path / "run" / "model")
     ByteTokenizer().save(tmp_path / "run" / "model" / "tokenizer.json")

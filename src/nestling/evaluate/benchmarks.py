@@ -109,9 +109,13 @@ def shown(result: Row) -> list[list[str]]:
     for name, row in result["results"].items():
         for metric in tasks.TASKS[name].metrics:
             error = row["metrics"][f"{metric}_stderr"]
-            said = [f"{row['metrics'][metric]:.4f}", "" if error is None else f"± {error:.4f}"]
+            said = [_digits(row["metrics"][metric]), "" if error is None else f"± {_digits(error)}"]
             lines.append([name, metric, *said, f"{row['rows']:,}"])
     return lines
+
+
+def _digits(value: float) -> str:
+    return f"{value:.4f}" if value < 1e4 else f"{value:.4g}"
 
 
 def fingerprint(folder: Path) -> str:

@@ -141,8 +141,8 @@ _UNKNOWN = (
     "perplexities differ."
 )
 _CLEANED = (
-    "the text form has WikiHow's marks cleaned in another way than lm-eval cleans them: in about half of the rows an "
-    "ending differs by a space or a full stop."
+    "the text form has WikiHow's marks cleaned in another way than lm-eval cleans them: in more than half of the rows "
+    "an ending differs by a space or a full stop."
 )
 
 FORMS: dict[str, tuple[Form, ...]] = {
@@ -183,7 +183,7 @@ def locate(data_dir: Path, task: str) -> tuple[Form, list[Path]]:
     if not data_dir.is_dir():
         raise InputError(f"data_dir: '{data_dir}' is no folder; give the one with the tasks' original files.")
     for form in FORMS[task]:
-        paths = [_present(data_dir / name) for name in form.files]
+        paths = [present(data_dir / name) for name in form.files]
         if None not in paths:
             return form, [path for path in paths if path is not None]
     wanted = ", or ".join(" and ".join(form.files) for form in FORMS[task])
@@ -193,14 +193,15 @@ def locate(data_dir: Path, task: str) -> tuple[Form, list[Path]]:
     )
 
 
-def _present(path: Path) -> Path | None:
+def present(path: Path) -> Path | None:
+    """`path`, or where it lies compressed; None where it does not."""
     return next((p for suffix in _OPENERS if (p := path.with_name(path.name + suffix)).is_file()), None)
 
 
 def load(data_dir: Path, task: str) -> Found:
     """The rows of `task`. InputError for missing files (see `locate`) and for what is not in the form it should be."""
     form, paths = locate(data_dir, task)
-    contents = [_content(path) for path in paths]
+    contents = [content(path) for path in paths]
     try:
         rows = form.read(*contents)
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -211,7 +212,8 @@ def load(data_dir: Path, task: str) -> Found:
     return Found(rows, hashlib.sha256(b"\0".join(contents)).hexdigest(), form.note)
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """What a file holds, uncompressed. InputError for one that cannot be read."""
     try:
         return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes())
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:

@@ -8,6 +8,7 @@ RECIPES = {
     "fig12-paper": ("optimizer_speed:fig12_paper", "the same with the paper's sizes, 140M and 1.3B"),
     "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
     "table1": ("table1:table1", "Table 1: needles in a haystack, trained on the tasks to 2k tokens, tested to 16k"),
+    "table2": ("table2:table2", "Table 2: language modeling and common sense, by lm-eval"),
     "table4": ("table4:table4", "Table 4: MAD's six tasks"),
     "mqar": ("mqar:mqar", "multi-query associative recall by length and number of pairs"),
     "table5": ("table5:table5", "Table 5: formal languages"),
