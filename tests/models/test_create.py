@@ -98,3 +98,13 @@ def test_carried_state_through_reentrant_checkpointing():
     model.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(InputError, match="use_reentrant=False"):
         model(tokens(2, 4), use_cache=True)
+
+
+def test_levels_that_share_a_width_are_matched_too():
+    levels = [{}, {"signal": "self"}, {"signal": "self", "chunk_size": 128}]
+    made, reference = (
+        create(name, "nano", num_hidden_layers=2, **fields)
+        for name, fields in (("hope-attention", {"levels": levels}), ("transformer++", {}))
+    )
+    counts = [sum(p.numel() for p in model.parameters()) for model in (made, reference)]
+    assert abs(counts[0] / counts[1] - 1) <= 0.03

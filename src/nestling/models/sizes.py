@@ -48,22 +48,30 @@ def parameters(config: NestlingConfig) -> int:
 def matched(name: str, **values) -> int:
     """The intermediate_size with which model `name` has as many parameters as the Transformer++ of these fields.
 
-    Parameters grow in proportion to intermediate_size, so two counts give the slope; a multiple of 8 is chosen.
+    Parameters grow in proportion to intermediate_size, so two counts give the slope; a multiple of 8 is chosen. Where
+    blocks share the width, each rounds it, which narrow counts exaggerate; then the first result gives the slope.
 
     Raises:
         InputError: the rest of the model is already so large that no width comes within 3%.
     """
     shared = {field.name for field in fields(NestlingConfig)}
     target = parameters(configuration(REFERENCE, **{key: value for key, value in values.items() if key in shared}))
-    low, high = (parameters(configuration(name, **values | {"intermediate_size": w})) for w in (_STEP, 2 * _STEP))
-    width = max(_STEP, _STEP * round(1 + (target - low) / max(high - low, 1)))
-    reached = parameters(configuration(name, **values | {"intermediate_size": width}))
-    if abs(reached - target) > TOLERANCE * target:
-        raise InputError(
-            f"model '{name}' has {reached:,} parameters at best, but the {REFERENCE} of the same fields {target:,}: "
-            "give intermediate_size yourself, or make its other fields smaller."
-        )
-    return width
+
+    def count(width: int) -> int:
+        return parameters(configuration(name, **values | {"intermediate_size": width}))
+
+    low, width = count(_STEP), 2 * _STEP
+    reached = count(width)
+    for _ in range(2):
+        slope = max(reached - low, 1) / max(width - _STEP, 1)
+        width = max(_STEP, _STEP * round(1 + (target - low) / slope / _STEP))
+        reached = count(width)
+        if abs(reached - target) <= TOLERANCE * target:
+            return width
+    raise InputError(
+        f"model '{name}' has {reached:,} parameters at best, but the {REFERENCE} of the same fields {target:,}: "
+        "give intermediate_size yourself, or make its other fields smaller."
+    )
 
 
 def create(name: str, size: str = "nano", **values) -> NestlingForCausalLM:

@@ -54,6 +54,12 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def legend(axes: Axes, size: int = 9) -> None:
+    """The names of the lines, if there are any."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=size)
+
+
 def colour(name: str, names: Sequence[str]) -> str:
     """The colour of `name` among `names`."""
     others = [other for other in names if other not in COLOURS]
