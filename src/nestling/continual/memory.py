@@ -28,12 +28,13 @@ class LevelMemory:
         grams: by layer, X^T X of the same tokens, for rule dgd.
         importance, anchors: by key, what protects earlier knowledge, see `protect`.
         updates, refused: steps taken, and steps not taken because something was not finite.
-        moved: norm of the last update relative to the initial state's.
+        scale: norm of the initial state, to which distances are relative; 1 where it is zero.
+        moved: norm of the last update, relative to that.
     """
 
     def __init__(self, level: Level, layers: Sequence[Linear]):
         self.level, self.layers = level, {layer.name: layer for layer in layers}
-        self.scale = torch.stack([layer.weight.float().norm() for layer in layers]).norm().item()
+        self.scale = torch.stack([layer.weight.float().norm() for layer in layers]).norm().item() or 1.0
         self.reset()
 
     def reset(self) -> None:
