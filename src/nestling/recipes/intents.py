@@ -1,10 +1,10 @@
 """Figure 6, small: class-incremental CLINC150 and Banking77 in 10 experiences, levels beside what is known (Sec. 9.1).
 
 Every training example is read once, in the order of its experience. What reads is `nestling.recipes.texts`: a small
-language model, trained here and then frozen, embeds each text; an MLP block and a linear head over all classes go on
-from there, and levels own both. A class is chosen among those of the experiences met so far. All arms share all of
-this, and each has six settings, chosen by the mean accuracy over stages on examples and a class order that nothing
-is reported on.
+language model, trained here and then frozen, embeds each text; a linear head over all classes goes on from there, and
+levels own it. An MLP block between them, moved too, generalizes worse: Banking77, all classes mixed, 44% against 60%. A
+class is chosen among those of the experiences met so far. All arms share all of this, and each has six settings, of
+which the mean accuracy over stages decides, on examples and a class order that nothing is reported on.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nestling.continual.classifier import Classifier
+from nestling.continual.classifier import HEAD, Classifier
 from nestling.continual.level import Level
 from nestling.continual.replay import Replay
 from nestling.continual.scenario import Examples, Scenario, class_incremental
@@ -53,7 +53,7 @@ class Arm:
 
 def _rule(name: str, every: int, rule: str, lr: float, **options: Any) -> Level:
     """GD without clipping adds up its gradients, in whatever order they come."""
-    return Level(name, every, lr, rule, clip=None if rule == "gd" else 1.0, **options)
+    return Level(name, every, lr, rule, where=HEAD, clip=None if rule == "gd" else 1.0, **options)
 
 
 def _one(rule: str, lr: float, knob: float) -> list[Level]:
@@ -62,15 +62,13 @@ def _one(rule: str, lr: float, knob: float) -> list[Level]:
 
 def _two(rule: str, lr: float, knob: float) -> list[Level]:
     """The slow level takes over a share of what the fast one has learnt, which then starts anew from it (Eq. 72)."""
-    return [Level("slow", MIDDLE, 0.0, "gd", absorb=knob), _rule("fast", BATCH, rule, lr, restart=1.0)]
+    return [_rule("slow", MIDDLE, "gd", 0.0, absorb=knob), _rule("fast", BATCH, rule, lr, restart=1.0)]
 
 
 def _three(rule: str, lr: float, knob: float) -> list[Level]:
-    return [
-        Level("slow", SLOW, 0.0, "gd", absorb=knob),
-        Level("middle", MIDDLE, 0.0, "gd", absorb=knob),
-        _two(rule, lr, knob)[1],
-    ]
+    """As two, and a slower one that takes over from the middle one, which keeps the rest."""
+    middle, fast = _two(rule, lr, knob)
+    return [_rule("slow", SLOW, "gd", 0.0, absorb=knob), dataclasses.replace(middle, name="middle"), fast]
 
 
 def _grid(pairs: Sequence[tuple[str, float]], knobs: Sequence[float] = (0.0,)) -> list[Setting]:

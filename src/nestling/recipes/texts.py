@@ -1,7 +1,7 @@
-"""A small model that reads texts: a frozen language model trained here embeds each, and MLP layers go on from there.
+"""A small model that reads texts: a language model trained here and then frozen embeds each of them.
 
-What a frozen model says of a text never changes, so it is computed once; what learns is small, and a stream of
-thousands of texts takes seconds. Letters: N texts, n tokens of one, D features.
+What a frozen model says of a text never changes, so it is computed once, and a stream of thousands of texts takes
+seconds. Letters: N texts, n tokens of one, D features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from nestling import models
 from nestling.data import load_tokenizer, open_store
 from nestling.data.intents import Example
 from nestling.errors import InputError
-from nestling.layers.feedforward import SwiGLU
 from nestling.train.config import TrainConfig
 from nestling.train.loop import train
 
@@ -32,8 +31,6 @@ PLAIN = 4096
 """Pieces of the corpus by whose features all are whitened, of 4 to 27 tokens each."""
 SMALLEST = 1e-3
 """Variance that whitening adds to every direction, as a share of their mean."""
-DEPTH, INNER = 1, 256
-"""Layers behind the embedding, and the inner width of their MLPs."""
 
 
 def pretrained() -> tuple[Any, Any]:
@@ -110,20 +107,6 @@ class Texts:
         return [self.index[text]]
 
 
-class Block(nn.Module):
-    """A residual MLP that starts as the identity: one layer of `TextModel`."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.channel = SwiGLU(width, INNER)
-        nn.init.zeros_(self.channel.output.weight)
-        self.norm = nn.RMSNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, n, D)."""
-        return x + self.channel(self.norm(x))[0]
-
-
 @dataclass(frozen=True)
 class Output:
     """Scores (B, n, classes), and the cache as it was."""
@@ -137,13 +120,10 @@ class TextModel(nn.Module):
 
     config = None
 
-    def __init__(self, table: Tensor, seed: int = 0):
+    def __init__(self, table: Tensor):
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.embed = nn.Embedding.from_pretrained(table)
-            self.layers = nn.ModuleList(Block(table.shape[1]) for _ in range(DEPTH))
-            self.lm_head = nn.Linear(table.shape[1], 1, bias=False)
+        self.embed = nn.Embedding.from_pretrained(table)
+        self.lm_head = nn.Linear(table.shape[1], 1, bias=False)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table."""
@@ -151,10 +131,7 @@ class TextModel(nn.Module):
 
     def forward(self, input_ids: Tensor, cache: Any = None, use_cache: bool = False) -> Output:
         """Scores (B, n, classes) of each text of (B, n)."""
-        x = self.embed(input_ids)
-        for layer in self.layers:
-            x = layer(x)
-        return Output(self.lm_head(x), cache)
+        return Output(self.lm_head(self.embed(input_ids)), cache)
 
 
 class Means:
