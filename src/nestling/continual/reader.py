@@ -42,6 +42,28 @@ class Score:
         return self.nats / math.log(2) / self.size if self.size else None
 
 
+def mixed(said: Tensor, share: float = SHARE, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The mixture's log-probabilities (..., T) of tokens of which K views said `said` (K, ..., T), in float64.
+
+    Args:
+        said: log-probabilities.
+        share: weight that goes back to all views at every token.
+        weights: logarithms (K, ...) before the first token; None: equal ones.
+
+    Returns:
+        The mixture's, and the weights behind the last token.
+    """
+    said = said.double()
+    if weights is None:
+        weights = torch.full_like(said[..., 0], -math.log(len(said)))
+    rows = []
+    for column in said.unbind(-1):
+        rows.append(torch.logsumexp(weights + column, 0))
+        learnt = torch.log_softmax(weights + column, 0) + math.log1p(-share)
+        weights = torch.logaddexp(learnt, torch.full_like(learnt, math.log(share / len(said))))
+    return torch.stack(rows, -1), weights
+
+
 class Reader:
     """Predictions of one or several views behind a context of their own.
 
@@ -87,7 +109,17 @@ class Reader:
 
     @torch.no_grad()
     def _read(self, view: int, context: Context, ids: Tensor) -> Tensor:
-        with applied(self.layers, self.memory.deviations(view)):
+        with applied(self.model, self.layers, self.memory.deviations(view)):
             logits, cache = predict(self.model, ids, context.before(ids))
         context.after(ids, None, cache)
         return torch.log_softmax(logits[0], -1)
+
+
+def draw(row: Tensor, temperature: float, top_k: int, source: torch.Generator | None) -> Tensor:
+    """One token from log-probabilities (V,); see `Learner.generate`."""
+    if temperature == 0:
+        return row.argmax()
+    row = row / temperature
+    if top_k:
+        row = row.masked_fill(row < row.topk(min(top_k, len(row))).values[-1], -torch.inf)
+    return torch.multinomial(torch.softmax(row, -1), 1, generator=source)[0]

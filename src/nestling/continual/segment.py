@@ -66,7 +66,7 @@ def learn(
     together = len(memories) == 1 and outer is None
     streams = None if together else len(memories)
     deviations = memories[0].deviations() if together else _stacked([memory.deviations() for memory in memories])
-    with applied(layers, deviations, streams, memories[0].watched) as effective:
+    with applied(model, layers, deviations, streams, memories[0].watched) as effective:
         logits, after = predict(model, inputs, cache)
         each = losses(logits, targets).sum(1)
         wanted = dict.fromkeys(
@@ -74,7 +74,9 @@ def learn(
         )
         parameters = list(outer or ())
         sources = [*wanted, *parameters]
-        gradients = torch.autograd.grad(each.sum(), sources, allow_unused=True) if sources else []
+        total = each.sum()
+        depends = bool(sources) and total.requires_grad
+        gradients = torch.autograd.grad(total, sources, allow_unused=True) if depends else [None] * len(sources)
     found: dict[Tensor, Tensor | None] = dict(zip(sources, gradients, strict=True))
     counts = (targets >= 0).sum(1).tolist()
     finite = []
@@ -120,7 +122,7 @@ def _take(
             gradients[key] = gradient * scale if scale != 1 else gradient
         given.append(gradients)
     norms = [gradient.float().norm() for gradients in given for gradient in gradients.values()]
-    if not bool(torch.stack(norms).isfinite().all()):
+    if norms and not bool(torch.stack(norms).isfinite().all()):
         return False
     for level, gradients in zip(memory.levels, given, strict=True):
         names = level.layers if level.level.rule == "dgd" else ()
