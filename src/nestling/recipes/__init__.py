@@ -11,8 +11,8 @@ RECIPES = {
     "peers-speed": ("peers:peers_speed", "the speeds of peers alone, for a quiet machine"),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
-    "intents-clinc": ("intents:clinc", "Fig. 6: class-incremental CLINC150, levels beside what is known"),
-    "intents-banking": ("intents:banking", "Fig. 6: class-incremental Banking77, levels beside what is known"),
+    "intents-clinc": ("intents:clinc", "Fig. 6: class-incremental CLINC150, by learner"),
+    "intents-banking": ("intents:banking", "Fig. 6: class-incremental Banking77, by learner"),
 }
 """Name -> (`module:function` in this package, what it is). A function takes the folder for its results and drawing, and
 a function that is told of progress; it returns what `nestling.recipes.cells.Study` does."""

@@ -255,9 +255,7 @@ def _by_stage(R: list[list[float]]) -> list[float]:
 
 
 def _study(short: str, name: str) -> Study:
-    named = (partial(part, name) for part in (cells, table, draw))
-    listed, tabled, drawn = named
-    return Study(f"intents-{short}", listed, run, tabled, drawn)
+    return Study(f"intents-{short}", partial(cells, name), run, partial(table, name), partial(draw, name))
 
 
 clinc, banking = _study("clinc", "clinc150"), _study("banking", "banking77")

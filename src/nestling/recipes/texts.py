@@ -169,7 +169,7 @@ class Means:
         means = means[[self.index[label] for label in among]]
         weights = torch.linalg.solve(covariance, means.T)
         scores = self._table(texts) @ weights - (means * weights.T).sum(1) / 2
-        return [among[place] for place in scores.argmax(1).tolist()]
+        return [str(among[place]) for place in scores.argmax(1).tolist()]
 
     def _table(self, texts: Sequence[str]) -> Tensor:
         return self.table[[self.tokenizer.index[text] for text in texts]]
