@@ -49,7 +49,8 @@ class Learner:
         levels: what learns; without any, nothing does (the frozen model).
         context: tokens that a growing cache may hold, see `nestling.continual.context.Context`.
         replay: a sample of what was read, read again beside what is new; None: none.
-        recall: what predicts: "all" levels together, or a "mixture" of the time scales (`nestling.continual.reader`).
+        recall: what predicts: a "mixture" of the time scales, which keeps what a fast level has unlearnt and takes one
+            forward pass a level and one more, or "all" levels together (`nestling.continual.reader`).
 
     Raises:
         InputError: levels that contradict each other or fit no weights of the model; an unknown recall.
@@ -62,7 +63,7 @@ class Learner:
         levels: Sequence[Level] = (),
         context: int | None = None,
         replay: Replay | None = None,
-        recall: str = "all",
+        recall: str = "mixture",
     ):
         self.model: Any = model.eval()
         self.levels = ordered(levels) if levels else []

@@ -37,7 +37,7 @@ def create(model: nn.Module, tokenizer: Any, config: LearnConfig) -> Learner:
     """A learner with an empty memory."""
     levels = presets.levels(config.levels, config.limit)
     replay = Replay(share=config.replay, seed=config.seed) if config.replay else None
-    return Learner(model, tokenizer, levels, replay=replay, recall=config.recall or "all")
+    return Learner(model, tokenizer, levels, replay=replay, recall=config.recall or "mixture")
 
 
 def load(model: nn.Module, tokenizer: Any, config: LearnConfig, folder: Path) -> Learner:
