@@ -124,6 +124,7 @@ class Learner:
 
     def _learn(self, ids: Tensor) -> Segment:
         """One whole segment (n,)."""
+        known = self.context.known
         inputs, targets = (part.to(self.device) for part in self.context.inputs(ids))
         with self._attempt():
             learned = learn(self.model, self.layers, [self.memory], inputs, targets, self._before(inputs))
@@ -143,7 +144,7 @@ class Learner:
         return Segment(
             self.position,
             len(counted),
-            self.encoder.size(counted),
+            self.encoder.size(counted, known),
             nats if len(counted) else 0.0,
             tuple(name for name, taken in steps if taken),
             " and ".join(refused),
@@ -237,7 +238,7 @@ class Learner:
             rows = reader.feed(inputs.to(self.device))
             chosen = rows.gather(1, wanted.clamp(min=0).to(rows.device)[:, None])[:, 0]
             nats -= chosen[wanted >= 0].double().sum().item()
-        return Score(nats, len(targets), self.encoder.size(targets))
+        return Score(nats, len(targets), self.encoder.size(targets, known))
 
     def logits(self, text: Text, fresh: bool = False, recall: str | int | None = None) -> Tensor:
         """Log-probabilities (n, V) of what follows each of the n tokens of `text`; as `score`."""
