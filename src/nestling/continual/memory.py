@@ -74,7 +74,7 @@ class LevelMemory:
         before = [factor.clone() for factor in self.factors.values()]
         scale = 1.0 if self.level.clip is None else min(1.0, self.level.clip / max(norm, 1e-30))
         for key, factor in self.factors.items():
-            factor.grad = gradients[key] * scale
+            factor.grad = (gradients[key] * scale).contiguous()  # fused optimizers on CPU don't ask for strides
         self.optimizer.step()
         for (_, index), factor in self.factors.items():
             factor.grad = None

@@ -119,6 +119,8 @@ def _take(
                 gradient = gradient.T if turned else gradient
             gradients[key] = gradient * scale if scale != 1 else gradient
         given.append(gradients)
+    if not given:
+        return True
     norms = [gradient.float().norm() for gradients in given for gradient in gradients.values()]
     if not bool(torch.stack(norms).isfinite().all()):
         return False
