@@ -209,13 +209,18 @@ def _cloned(value: Any) -> Any:
 class StreamMemory:
     """All levels of one stream on one axis of tokens, the slowest first.
 
+    streams: None; of a memory of several streams (`nestling.continual.batch`) their number S, and then every tensor has
+        a dimension of S in front.
+
     Args:
         levels: slowest first, see `nestling.continual.level.ordered`.
         layers: of each level, by its name.
     """
 
+    streams: int | None = None
+
     def __init__(self, levels: Sequence[Level], layers: dict[str, list[Linear]]):
-        self.levels = [LevelMemory(level, layers[level.name]) for level in levels]
+        self.levels = [self.level(level, layers[level.name]) for level in levels]
         self.position = 0
         for slow, fast in pairwise(levels):
             if slow.absorb and slow.rank is not None:
@@ -229,6 +234,10 @@ class StreamMemory:
                 )
         if levels and levels[-1].absorb:
             raise InputError(f"absorb={levels[-1].absorb} of level '{levels[-1].name}': there is no faster level.")
+
+    def level(self, level: Level, layers: Sequence[Linear]) -> LevelMemory:
+        """The memory of one level, at its initial state."""
+        return LevelMemory(level, layers)
 
     def __getitem__(self, name: str) -> LevelMemory:
         for level in self.levels:

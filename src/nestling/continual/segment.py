@@ -3,7 +3,7 @@
 Letters: S streams, n tokens of the segment, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,14 @@ from nestling.errors import InputError
 
 @dataclass(frozen=True)
 class Learned:
-    """losses (S,): sums of nats, detached. finite (S,): whether loss and gradients were. cache: after the segment."""
+    """losses (S,): sums of nats, detached. finite: by memory, whether loss and gradients were. cache: afterwards."""
 
     losses: Tensor
     finite: list[bool]
     cache: Any
 
 
-def predict(model: nn.Module, inputs: Tensor, cache: Any) -> tuple[Tensor, Any]:
+def predict(model: Callable[..., Any], inputs: Tensor, cache: Any) -> tuple[Tensor, Any]:
     """Logits (S, n, V) for what follows each input (S, n), in at least float32, and the cache behind them."""
     out = model(input_ids=inputs, cache=cache, use_cache=True)
     return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32)), out.cache
@@ -38,14 +38,15 @@ def losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def learn(
-    model: nn.Module,
+    model: Callable[..., Any],
     layers: dict[str, Linear],
     memories: Sequence[StreamMemory],
     inputs: Tensor,
     targets: Tensor,
     cache: Any = None,
     scale: float = 1.0,
-    outer: Sequence[nn.Parameter] | None = None,
+    outer: Sequence[nn.Parameter] = (),
+    share: float = 1.0,
 ) -> Learned:
     """Run one segment and hand every level of every stream the gradient of its loss.
 
@@ -53,39 +54,37 @@ def learn(
 
     Args:
         layers: all layers that levels own, by name.
-        memories: one a stream; a single one may also read a batch, whose losses add up.
+        memories: one a stream, or one of several (`StreamMemory.streams`); a single one of one stream may also read a
+            batch, whose losses add up.
         inputs, targets: (S, n); negative targets are left out.
         cache: what the model returned before the segment, or None.
         scale: of the gradients, and of the tokens that they count for.
-        outer: parameters of the model, in whose `.grad` the gradient of the losses' sum is accumulated too: to first
-            order that of the levels' initial states. Every stream then has a row of its own.
+        outer: parameters of the model, in whose `.grad` the gradient of `share` times the losses' sum is accumulated
+            too: to first order that of the levels' initial states. The memories are those of S streams.
 
     Raises:
         InputError: a level owns a weight on which the loss does not depend.
     """
-    together = len(memories) == 1 and outer is None
-    streams = None if together else len(memories)
-    deviations = memories[0].deviations() if together else _stacked([memory.deviations() for memory in memories])
+    alone = len(memories) == 1
+    streams = memories[0].streams if alone else len(memories)
+    deviations = memories[0].deviations() if alone else _stacked([memory.deviations() for memory in memories])
     with applied(layers, deviations, streams, memories[0].watched) as effective:
         logits, after = predict(model, inputs, cache)
         each = losses(logits, targets).sum(1)
         wanted = dict.fromkeys(
             _source(level, key, effective) for m in memories for level in m.levels for key in level.factors
         )
-        parameters = list(outer or ())
-        sources = [*wanted, *parameters]
+        sources = [*wanted, *outer]
         gradients = torch.autograd.grad(each.sum(), sources, allow_unused=True) if sources else []
     found: dict[Tensor, Tensor | None] = dict(zip(sources, gradients, strict=True))
     counts = (targets >= 0).sum(1).tolist()
     finite = []
     for row, memory in enumerate(memories):
-        own = each.sum() if together else each[row]
-        tokens = sum(counts) if together else counts[row]
-        finite.append(
-            bool(own.isfinite()) and _take(memory, None if together else row, found, effective, tokens, scale)
-        )
+        own = each.sum() if alone else each[row]
+        tokens = sum(counts) / (streams or 1) if alone else counts[row]
+        finite.append(bool(own.isfinite()) and _take(memory, None if alone else row, found, effective, tokens, scale))
     if all(finite):
-        _accumulate(parameters, found)
+        _accumulate(outer, found, share)
     return Learned(each.detach(), finite, after)
 
 
@@ -99,7 +98,7 @@ def _take(
     row: int | None,
     found: dict[Tensor, Tensor | None],
     effective: Effective,
-    tokens: int,
+    tokens: float,
     scale: float,
 ) -> bool:
     """Hand one memory its gradients; False, and nothing done, if they are not finite."""
@@ -114,9 +113,8 @@ def _take(
                     "not use this weight through its layer; leave it out of the level's where."
                 )
             if level.level.rank is None:
-                turned = row is None and level.layers[key[0]].turned
                 gradient = gradient if row is None else gradient[row]
-                gradient = gradient.T if turned else gradient
+                gradient = gradient.mT if level.layers[key[0]].turned else gradient
             gradients[key] = gradient * scale if scale != 1 else gradient
         given.append(gradients)
     if not given:
@@ -131,11 +129,12 @@ def _take(
     return True
 
 
-def _accumulate(parameters: Sequence[nn.Parameter], found: dict[Tensor, Tensor | None]) -> None:
+def _accumulate(parameters: Sequence[nn.Parameter], found: dict[Tensor, Tensor | None], share: float) -> None:
     for parameter in parameters:
         gradient = found[parameter]
         if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            gradient = (gradient.to(parameter.dtype) * share).contiguous()  # as backward() would leave it
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _stacked(each: list[dict[str, Deviation]]) -> dict[str, Deviation]:

@@ -6,6 +6,7 @@ Letters: S streams, T tokens, out and in the sides of a layer's weight.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,8 @@ class Deviation:
 class Effective:
     """What `applied` put in place, in the order of its layers.
 
-    leaves: by layer, what gradients are taken for: of one stream the effective weight as the module has it, of S
-        streams the full deviations (S, out, in); without a full deviation none.
+    leaves: by layer, what gradients are taken for: the effective weight as the module has it, of S streams with S in
+        front; without a full deviation none.
     grams: by layer, X^T X (in, in), or (S, in, in), of the inputs seen, where asked for.
     """
 
@@ -92,19 +93,16 @@ def applied(
     Args:
         layers: by name.
         deviations: by name of the layer.
-        streams: None: one stream, whatever the batch, in whose full deviations the weights are merged; S: row s of the
-            batch has deviation s.
+        streams: None: one stream, whatever the batch; S: row s of the batch has deviation s. Of S streams the
+            effective weights keep their way back to the model's own, so that these get a gradient too.
         gram: layers of which inputs are summed up.
     """
     effective, undo = Effective(), contextlib.ExitStack()
     with undo:
         for name, deviation in deviations.items():
             layer = layers[name]
-            if deviation.full is not None and streams is None:
+            if deviation.full is not None:
                 _merge(layer, deviation.full, effective, undo)
-            elif deviation.full is not None:
-                effective.leaves[name] = deviation.full.detach().requires_grad_()
-                _beside(layer, [effective.leaves[name]], undo)
             for pair in deviation.low:
                 _beside(layer, pair[::-1], undo)
         for name in gram:
@@ -114,12 +112,22 @@ def applied(
 
 def _merge(layer: Linear, full: Tensor, effective: Effective, undo: contextlib.ExitStack) -> None:
     """Put the initial state plus the deviation in the weight's place, and the weight back at the end."""
-    own: nn.Parameter = layer.module.weight  # pyright: ignore[reportAssignmentType]
-    merged = own.detach() + (full.T if layer.turned else full).detach().to(own.dtype)
-    effective.leaves[layer.name] = merged.requires_grad_()
-    parameters: dict[str, Tensor | None] = layer.module._parameters  # pyright: ignore[reportAssignmentType]
-    parameters["weight"] = merged
-    undo.callback(parameters.__setitem__, "weight", own)
+    module: Any = layer.module
+    own, full = module.weight, (full.mT if layer.turned else full).detach()
+    if full.ndim == 2:
+        effective.leaves[layer.name] = merged = (own.detach() + full.to(own.dtype)).requires_grad_()
+        module._parameters["weight"] = merged
+        undo.callback(module._parameters.__setitem__, "weight", own)
+        return
+    merged = own + full.to(own.dtype)
+    effective.leaves[layer.name] = merged = merged if merged.requires_grad else merged.requires_grad_()
+
+    def forward(x: Tensor) -> Tensor:
+        y = x @ (merged if layer.turned else merged.mT)
+        return y if module.bias is None else y + module.bias
+
+    module.forward = forward  # of a linear layer with a weight a row
+    undo.callback(module.__dict__.pop, "forward")
 
 
 def _beside(layer: Linear, factors: Sequence[Tensor], undo: contextlib.ExitStack) -> None:
