@@ -11,6 +11,10 @@ RECIPES = {
     "peers-speed": ("peers:peers_speed", "the speeds of peers alone, for a quiet machine"),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
+    "task-levels": (
+        "task_levels:task_levels",
+        "levels that learn from the task: in training too, or only afterwards",
+    ),
 }
 """Name -> (`module:function` in this package, what it is). A function takes the folder for its results and drawing, and
 a function that is told of progress; it returns what `nestling.recipes.cells.Study` does."""
