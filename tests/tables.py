@@ -63,3 +63,42 @@ LONG: dict[str, dict] = {
 LOCAL = ("sliding-window",)
 
 UNBOUNDED = ("adatransformer", "srwm")
+
+_CONSOLIDATING = [
+    {"name": "slow", "every": 16, "absorb": 0.5, "retention": 0.9},
+    {"name": "middle", "every": 8, "absorb": 0.25, "restart": 0.5, "rule": "momentum", "lr": 0.1},
+    {"name": "fast", "every": 4, "restart": 1.0, "retention": 0.8, "limit": 0.02, "lr": 0.01},
+]
+_DISJOINT = [{"name": f"block {i}", "every": 4 << i, "where": (i,), "rule": "gd", "lr": 0.3} for i in range(2)]
+_PAIR = [{"name": "slow", "every": 8}, {"name": "fast", "every": 4, "rule": "gd", "lr": 0.1}]
+
+LEARNERS: dict[str, dict] = {
+    "frozen": {"levels": [], "context": 8},
+    "one": {"levels": [{"name": "only", "every": 5, "clip": 0.05}]},
+    "three": {"levels": _CONSOLIDATING},
+    "disjoint": {"levels": _DISJOINT},
+    "low-rank": {"levels": [_PAIR[0] | {"absorb": 1.0}, _PAIR[1] | {"rank": 2, "retention": 0.9, "limit": 0.05}]},
+    "momentum": {"levels": [_PAIR[0] | {"rule": "momentum"}]},
+    "delta": {"levels": [_PAIR[0] | {"rule": "delta"}]},
+    "muon": {"levels": [_PAIR[0] | {"rule": "muon", "lr": 0.01}]},
+    "m3": {"levels": [{"name": "m3", "every": 4, "rule": "m3", "lr": 0.01, "options": {"frequency": 2}}]},
+    "dgd": {"levels": [_PAIR[0] | {"rule": "dgd", "lr": 0.5}, _PAIR[1]]},
+    "surprise": {"levels": [_PAIR[1] | {"rule": "dgd", "options": {"value": "surprise"}}]},
+    "replay": {"levels": _PAIR, "replay": {"segments": 3, "share": 1.5}},
+    "protect": {"levels": _PAIR, "protect": 100.0},
+    "mixture": {"levels": _PAIR, "recall": "mixture"},
+    "context": {"levels": _PAIR, "context": 11},
+    "bfloat16": {"levels": _PAIR, "dtype": "bfloat16"},
+    "hope": {"model": "hope", "levels": _CONSOLIDATING},
+    "hope-attention": {"model": "hope-attention", "levels": _PAIR},
+    "llama": {"model": "llama", "levels": _CONSOLIDATING},
+    "gpt2": {"model": "gpt2", "levels": _CONSOLIDATING},
+    "gpt2-dgd": {"model": "gpt2", "levels": [_PAIR[0] | {"rule": "dgd"}, _PAIR[1] | {"rank": 2}]},
+    "gemma3": {"model": "gemma3", "levels": _PAIR, "context": 40},
+    "qwen3": {
+        "model": "qwen3",
+        "fields": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        "levels": _PAIR,
+    },
+}
+"""Learner -> model (transformer++ if nothing is said) and its fields, levels, and what else it is made of."""

@@ -13,6 +13,7 @@ _NAMES = {
     "Level": "nestling.continual.level",
     "load_state": "nestling.models.state",
     "save_state": "nestling.models.state",
+    "stack_levels": "nestling.continual.stacking",
 }
 
 __version__ = "0.1.0"

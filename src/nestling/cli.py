@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "nestling.commands.demo:Demo",
     "train": "nestling.commands.train:Train",
     "generate": "nestling.commands.generate:Generate",
+    "learn": "nestling.commands.learn:Learn",
     "levels": "nestling.commands.levels:Levels",
     "report": "nestling.commands.report:Report",
     "bench": "nestling.commands.bench:Bench",

@@ -10,15 +10,14 @@ from torch.nn.functional import cross_entropy
 
 from nestling import Learner, Level, models
 from nestling.continual import training
-from nestling.continual.batch import StreamBatch
 from nestling.continual.level import ordered
-from nestling.continual.memory import LevelMemory
+from nestling.continual.memory import LevelMemory, StreamMemory
 from nestling.continual.native import levels_of
 from nestling.continual.training import segmented
 from nestling.continual.weights import Linear
 from nestling.errors import InputError
 
-B, T = 3, 17
+B, T = 2, 17
 SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 FAST = {"signal": "task", "chunk_size": 4, "rule": "gd", "learner": {"lr": 2.0, "clip": None}}
 SLOW = {"signal": "task", "chunk_size": 8, "rule": "momentum", "learner": {"lr": 1.0, "retention": 0.9, "clip": 0.05}}
@@ -28,7 +27,7 @@ MODELS = {
     "two": ("hope-attention", {"levels": [SLOW, FAST]}),
     "mixed": ("hope-attention", {"levels": [SLOW, SELF, FAST, {"period": 2}]}),
     "beside each other": ("hope-attention", {"levels": [SLOW, {}, FAST], "cms_variant": "independent"}),
-    "hope": ("hope", {"levels": [FAST, SELF], "chunk_size": 3, "projection_chunk_size": 6}),
+    "hope": ("hope", {"levels": [FAST, SELF], "chunk_size": 3, "projection_chunk_size": 6, "num_hidden_layers": 1}),
 }
 
 
@@ -36,7 +35,7 @@ def make(name):
     """A lively model in float64, in training mode."""
     kind, fields = MODELS[name]
     torch.manual_seed(0)
-    return models.create(kind, **SIZES, **fields, initializer_range=0.2).double().train()
+    return models.create(kind, **SIZES | fields, initializer_range=0.2).double().train()
 
 
 def tokens(batch=B, length=T):
@@ -127,15 +126,15 @@ class ByHand:
 
 @pytest.fixture
 def kept(monkeypatch):
-    """The memory that training makes and throws away."""
+    """The memories, one a stream, that training makes and throws away."""
     found = []
 
-    class Kept(StreamBatch):
+    class Kept(StreamMemory):
         def __init__(self, *args):
             super().__init__(*args)
             found.append(self)
 
-    monkeypatch.setattr(training, "StreamBatch", Kept)
+    monkeypatch.setattr(training, "StreamMemory", Kept)
     return found
 
 
@@ -152,12 +151,13 @@ def test_training_equals_the_definition(name, kept):
     close(gradients(model), {key: expected[key] for key in gradients(model)})
     assert all(not expected[key].any() for key in expected.keys() - gradients(model).keys())
     assert all(gradient.is_contiguous() for gradient in gradients(model).values())  # fused AdamW takes it for granted
-    for level in kept[0].levels:
-        assert level.updates == (T - 1) // level.level.every
-        for (layer, _), factor in level.factors.items():
-            by_hand = torch.stack([stream.deviations[f"{layer}.weight"] for stream in streams])
-            torch.testing.assert_close(factor.detach(), by_hand, rtol=1e-9, atol=1e-12)
-            assert by_hand.abs().max() > 1e-3
+    for memory, stream in zip(kept, streams, strict=True):
+        for level in memory.levels:
+            assert level.updates == (T - 1) // level.level.every
+            for (layer, _), factor in level.factors.items():
+                by_hand = stream.deviations[f"{layer}.weight"]
+                torch.testing.assert_close(factor.detach(), by_hand, rtol=1e-9, atol=1e-12)
+                assert by_hand.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -213,47 +213,39 @@ def test_streams_of_a_batch_never_mix():
     close(found, gradients(model))
 
 
-SHARED = [
-    Level("slow", 8, 0.02, absorb=0.5, retention=0.9, limit=0.05, where=["*.channel.*"]),
-    Level("fast", 4, 0.05, "momentum", restart=0.5, limit=0.1, where=["*.channel.*"]),
-]
-RULES = {
-    **{rule: [Level("one", 4, 0.05, rule, clip=0.05)] for rule in ("gd", "adamw", "delta", "muon", "m3", "dgd")},
-    "surprise": [Level("one", 4, 0.5, "dgd", {"value": "surprise"}, clip=None)],
-    "low rank": [Level("one", 4, 0.05, rank=2, limit=0.05), Level("other", 8, 0.1, "gd", rank=3)],
-    "passing on": SHARED,
-}
-
-
-@pytest.mark.parametrize("levels", RULES.values(), ids=RULES)
-def test_a_memory_of_streams_is_so_many_memories(levels, kept):
-    """Every rule and setting, on a model that declares no level."""
-    torch.manual_seed(0)
-    model = models.create("transformer++", **SIZES, initializer_range=0.2).double()
-    segmented(model, tokens(), levels)
-    alone = []
-    for row in tokens():
-        learner = Learner(model, levels=levels, context=24)
-        learner.read(row)
-        alone.append(learner.memory)
-    for place, level in enumerate(kept[0].levels):
-        assert level.updates == T // level.level.every
-        for key, factor in level.factors.items():
-            expected = torch.stack([memory.levels[place].factors[key].detach() for memory in alone])
-            torch.testing.assert_close(factor.detach(), expected, rtol=1e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("rule", ["gd", "adamw", "muon"])
 def test_a_gradient_in_another_layout_moves_the_same(rule):
     """As those of GPT-2's layers come, whose weights are (in, out)."""
     module, found = torch.nn.Linear(5, 3, bias=False), []
     gradient = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).T
     for given in (gradient, gradient.contiguous()):
-        memory = LevelMemory(Level("one", 4, rule=rule), [Linear("layer", module, False)])
+        memory = LevelMemory(Level("one", 4, rule=rule), [Linear("layer", module, False, 1.0)])
         memory.add({("layer", 0): given}, {}, 4)
         memory.step()
         found.append(memory.factors["layer", 0])
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("change", ["recomputed", "bfloat16"])
+def test_inputs_count_once_and_in_full_precision(change, kept):
+    """Those of a level that asks for them, where blocks are computed again backwards, or under autocast."""
+    found, levels = [], [Level("one", 4, 0.5, "dgd", clip=None)]
+    for changed in (False, True):
+        torch.manual_seed(0)
+        model = models.create("transformer++", **SIZES, initializer_range=0.2).train()
+        if changed and change == "recomputed":
+            model.activation_checkpointing_enable()
+
+        def call(changed=changed, model=model, **inputs):
+            with torch.autocast("cpu", torch.bfloat16, changed and change == "bfloat16"):
+                return model(**inputs)
+
+        segmented(model, tokens(), levels, forward=call)
+        [level] = kept[-1].levels
+        assert all(gram.dtype == torch.float32 for gram in level.grams.values())
+        found.append((next(iter(level.grams.values())), next(iter(level.factors.values())).detach()))
+    for plain, other in zip(*found, strict=True):
+        assert (plain - other).norm() < (0.1 if change == "bfloat16" else 1e-6) * plain.norm()
 
 
 def test_a_loss_that_is_no_number_is_said_so():

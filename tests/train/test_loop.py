@@ -15,13 +15,13 @@ import torch
 from nestling import models
 from nestling.data import open_store
 from nestling.errors import InputError
+from nestling.metrics import read
 from nestling.train import loop
 from nestling.train import text as text_module
 from nestling.train.checkpoint import found
 from nestling.train.config import OPTIMIZERS, TrainConfig, learning_rate
 from nestling.train.evaluation import evaluate
 from nestling.train.loop import TrainingDiverged, train
-from nestling.train.metrics import read
 
 TIMES = ("seconds", "tokens_per_second")
 

@@ -19,6 +19,10 @@ class Generate(Command):
     """A run folder, or a folder with a model and its tokenizer.json."""
     prompt: str = ""
     """Text to continue; empty starts a new document."""
+    memory: Path | None = None
+    """Folder of a memory that `nestling learn` saved; then the prompt continues what it has read."""
+    fresh: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --memory: the prompt begins a document of its own."""
     max_new_tokens: int = 200
     """Tokens to write at most; the model may end its document earlier."""
     temperature: float = 0.8
@@ -29,10 +33,24 @@ class Generate(Command):
     """Decides the draws."""
 
     def run(self) -> dict[str, Any]:
-        """The text written after the prompt, the number of its tokens and the speed."""
+        """The text written after the prompt; the number of its tokens and the speed, or the memory's position."""
         self._check()
         if not self.folder.is_dir():
             raise InputError(f"folder: '{self.folder}' does not exist; give a run folder or a model folder")
+        return self._plain() if self.memory is None else self._remembering(self.memory)
+
+    def _remembering(self, memory: Path) -> dict[str, Any]:
+        """The text written behind what the memory has read, and how many tokens that has learnt from."""
+        from nestling import models
+        from nestling.continual.learner import Learner
+
+        learner = Learner.load(memory, *models.load_any(self.folder))
+        how = {"seed": self.seed, "fresh": self.fresh}
+        text = learner.generate(self.prompt, self.max_new_tokens, self.temperature, self.top_k, **how)
+        return {"prompt": self.prompt, "text": text, "memory": str(memory), "position": learner.position}
+
+    def _plain(self) -> dict[str, Any]:
+        """The text that the model as it is writes."""
         import torch
 
         from nestling import models
@@ -68,6 +86,8 @@ class Generate(Command):
             raise InputError(f"max_new_tokens: {self.max_new_tokens} is not allowed; give at least 1")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature: {self.temperature} is not allowed; give 0 for greedy, or more")
+        if self.fresh and self.memory is None:
+            raise InputError("fresh: there is no --memory to leave aside; leave it out")
         if self.top_k < 0:
             raise InputError(f"top_k: {self.top_k} is not allowed; give 0 for all tokens, or more")
 

@@ -35,7 +35,7 @@ class Context:
         self.model, self.segment, self.start = model, segment, start
         most = longest(model)
         if grows(model):
-            self.size: int | None = size or min(4 * segment, most or 4 * segment)
+            self.size: int | None = min(4 * segment, most or 4 * segment) if size is None else size
             if self.size < segment or (most and self.size > most):
                 raise InputError(
                     f"context={self.size} is not possible with segments of {segment} tokens, the shortest period of "
@@ -60,13 +60,18 @@ class Context:
 
     def before(self, inputs: Tensor) -> Any:
         """The cache from which `inputs` are to be read."""
-        if self.size is not None and self.seen + inputs.shape[1] > self.size:
-            self.cache, self.seen = None, 0
-            if self.recent is not None and self.recent.shape[1] + inputs.shape[1] <= self.size:
+        if self.full(inputs):
+            cache, seen = None, 0
+            if self.recent is not None and self.recent.shape[1] + inputs.shape[1] <= (self.size or 0):
                 with torch.no_grad():
-                    self.cache = predict(self.model, self.recent, None)[1]
-                self.seen = self.recent.shape[1]
+                    cache = predict(self.model, self.recent, None)[1]
+                seen = self.recent.shape[1]
+            self.cache, self.seen = cache, seen
         return copied(self.cache)
+
+    def full(self, inputs: Tensor) -> bool:
+        """Whether the cache can't hold `inputs` (1, n) besides, so that `before` runs the model."""
+        return self.size is not None and self.seen + inputs.shape[1] > self.size
 
     def after(self, inputs: Tensor, last: int | None, cache: Any) -> None:
         """`inputs` (1, n) were read, `cache` is what the model returned, and the next token follows `last`."""
@@ -85,4 +90,6 @@ class Context:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.cache = together(state["cache"], self.model)  # pyright: ignore[reportArgumentType]
-        self.seen, self.last, self.recent = state["seen"], state["last"], state["recent"]
+        device = next(self.model.parameters()).device
+        recent = state["recent"]
+        self.seen, self.last, self.recent = state["seen"], state["last"], None if recent is None else recent.to(device)

@@ -27,9 +27,9 @@ class ExtraBlock(nn.Module):
 
     def __init__(self, width: int, hidden: int, like: Tensor, generator: torch.Generator):
         super().__init__()
-        kind = {"dtype": like.dtype, "device": like.device}
-        self.up = nn.utils.skip_init(nn.Linear, width, hidden, bias=False, **kind)
-        self.down = nn.utils.skip_init(nn.Linear, hidden, width, bias=False, **kind)
+        # From the device "meta": torch's own start would be thrown away, and draw from the global generator.
+        self.up = nn.Linear(width, hidden, bias=False, dtype=like.dtype, device="meta").to_empty(device=like.device)
+        self.down = nn.Linear(hidden, width, bias=False, dtype=like.dtype, device="meta").to_empty(device=like.device)
         with torch.no_grad():
             self.up.weight.copy_(torch.randn(hidden, width, generator=generator) * width**-0.5)
             self.down.weight.zero_()

@@ -7,9 +7,10 @@ scored, but have written nothing yet. Letters: n tokens, V vocabulary.
 """
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,21 @@ from torch import Tensor, nn
 
 from nestling.continual import store
 from nestling.continual.context import Context
+from nestling.continual.importance import importance
 from nestling.continual.level import Level, ordered
-from nestling.continual.memory import Key, StreamMemory
+from nestling.continual.memory import StreamMemory
 from nestling.continual.native import levels_of
-from nestling.continual.reader import Reader, Score
+from nestling.continual.reader import Reader, Score, draw
 from nestling.continual.reading import Reading, Segment
 from nestling.continual.replay import Buffer, Replay
 from nestling.continual.segment import learn
 from nestling.continual.text import Encoder, Text
 from nestling.continual.weights import applied, owned
 from nestling.errors import InputError
+from nestling.models.carry import longest
 
 SEGMENT = 512
-"""Tokens that a learner without levels reads at a time."""
+"""Tokens that a learner without levels reads at a time, unless its context is shorter."""
 KEPT = 100
 """Refusals that a learner remembers."""
 
@@ -66,12 +69,11 @@ class Learner:
         self.model: Any = model.eval()
         levels = levels_of(model) if levels is None else levels
         self.levels = ordered(levels) if levels else []
-        self.segment = self.levels[-1].every if levels else SEGMENT
+        self.segment = self.levels[-1].every if levels else min(SEGMENT, context or longest(model) or SEGMENT)
         self.recall = recall
         self._views(None)
-        self._owned = owned(model, self.levels)
-        self.layers = {layer.name: layer for layers in self._owned.values() for layer in layers}
-        self.memory = StreamMemory(self.levels, self._owned)
+        self.memory = StreamMemory(self.levels, owned(model, self.levels))
+        self.layers = {layer.name: layer for layers in self.memory.layers.values() for layer in layers}
         self.encoder = Encoder(tokenizer, model.get_input_embeddings().num_embeddings)  # pyright: ignore
         self.context = Context(model, self.segment, context, self.encoder.start)
         self.replay = Buffer(replay) if replay else None
@@ -96,37 +98,37 @@ class Learner:
             end: the document ends here: an unfinished line is read as it is, then the token that ends documents.
 
         Raises:
-            InputError: the learner is isolated; text or ids that can't be read. What came before was learnt.
+            InputError: the learner is isolated; text or ids that can't be read. What came before was learnt. If the
+                model raises something, its segment has changed nothing and waits, with what is behind it.
         """
         if self._isolated:
             raise InputError("read: the learner is isolated, so nothing is received; leave isolated() first.")
         reading, begun = Reading(), time.perf_counter()
         for ids in self._pieces(text, end):
-            ids = torch.cat((self.pending, ids))
-            whole = len(ids) // self.segment * self.segment
-            self.pending = ids[whole:]
-            for segment in ids[:whole].split(self.segment):
-                done = self._learn(segment)
+            self.pending = torch.cat((self.pending, ids))
+            while len(self.pending) >= self.segment:
+                done = self._learn(self.pending[: self.segment])
+                self.pending = self.pending[self.segment :]
                 reading.add(done)
                 if report is not None:
                     report(done)
+            self.pending = self.pending.clone()  # not a view of all of them
         reading.seconds, reading.pending = time.perf_counter() - begun, len(self.pending)
         return reading
 
     def _pieces(self, text: Text, end: bool) -> Iterator[Tensor]:
+        yield self.pending[:0]  # so that a segment that waits since the model raised is read first
         yield from self.encoder.pieces(text)
         if end:
             yield self.encoder.end()
-            if self.encoder.start is not None:
-                yield torch.tensor([self.encoder.start])
+            if self.encoder.stop is not None:
+                yield torch.tensor([self.encoder.stop])
 
     def _learn(self, ids: Tensor) -> Segment:
         """One whole segment (n,)."""
         inputs, targets = (part.to(self.device) for part in self.context.inputs(ids))
-        with self._frozen():
-            with torch.no_grad(), applied(self.layers, self.memory.deviations()):
-                before = self.context.before(inputs)
-            learned = learn(self.model, self.layers, [self.memory], inputs, targets, before)
+        with self._attempt():
+            learned = learn(self.model, self.layers, [self.memory], inputs, targets, self._before(inputs))
             if self.replay is not None:
                 self._replay(ids)
         refused = [] if learned.finite[0] else ["its loss or gradient is not finite"]
@@ -135,28 +137,51 @@ class Learner:
         else:
             self.context.clear()
         steps = list(self.memory.advance(len(ids)))
-        refused += [f"the gradient of level '{name}' is not finite" for name, taken in steps if taken is None]
+        refused += [f"the step of level '{name}' is not finite" for name, taken in steps if taken is None]
+        if refused:
+            self.refused = [*self.refused[1 - KEPT :], f"at token {self.position:,}: {' and '.join(refused)}"]
         nats = learned.losses.sum().item()
-        done = Segment(
+        counted = targets[0] if math.isfinite(nats) else targets[0, :0]
+        return Segment(
             self.position,
-            targets.shape[1],
-            self.encoder.size(targets[0]),
-            nats if learned.finite[0] else 0.0,
+            len(counted),
+            self.encoder.size(counted),
+            nats if len(counted) else 0.0,
             tuple(name for name, taken in steps if taken),
             " and ".join(refused),
         )
-        if refused:
-            self.refused = [*self.refused[1 - KEPT :], f"at token {self.position:,}: {done.refused}"]
-        return done
+
+    def _before(self, inputs: Tensor) -> Any:
+        """The cache from which a segment is read; where it must be made anew, by the weights of now."""
+        if not self.context.full(inputs):
+            return self.context.before(inputs)
+        with applied(self.model, self.layers, self.memory.deviations()):
+            return self.context.before(inputs)
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """A segment that changes nothing if something raises in the middle of it."""
+        context = self.context.twin()
+        try:
+            with self._frozen(), self.memory.attempt():
+                yield
+        except BaseException:
+            self.context = context
+            raise
 
     def _replay(self, ids: Tensor) -> None:
         """Read a sample of earlier segments beside `ids`, each behind an empty context; then offer `ids` to it."""
         assert self.replay is not None
-        fresh = Context(self.model, self.segment, None, self.encoder.start)
         for old in self.replay.sample():
-            inputs, targets = (part.to(self.device) for part in fresh.inputs(old))
-            learn(self.model, self.layers, [self.memory], inputs, targets)
+            learn(self.model, self.layers, [self.memory], *self._alone(old))
         self.replay.offer(ids)
+
+    def _alone(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model reads and what it predicts, (1, m) each, of a segment (n,) behind nothing."""
+        fresh = self.context.twin()
+        fresh.clear()
+        inputs, targets = fresh.inputs(ids)
+        return inputs.to(self.device), targets.to(self.device)
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -182,10 +207,14 @@ class Learner:
 
         Yields:
             The model, to be called or evaluated as any other.
+
+        Raises:
+            InputError: there are not so many levels.
         """
+        [count] = self._views("all" if levels is None else levels)
         before, self._isolated = self._isolated, True
         try:
-            with applied(self.layers, self.memory.deviations(levels)):
+            with applied(self.model, self.layers, self.memory.deviations(count)):
                 yield self.model
         finally:
             self._isolated = before
@@ -202,7 +231,9 @@ class Learner:
         ids = self._ids(text)
         known = given if len(given) else ids[:1]
         targets = ids if len(given) else ids[1:]
-        nats, fed = 0.0, torch.cat((known, targets[:-1]))[: None if len(targets) else 0]
+        if not len(targets):
+            return Score(0.0, 0, self.encoder.size(targets))
+        nats, fed = 0.0, torch.cat((known, targets[:-1]))
         rest = torch.cat((given.new_full((max(len(known) - 1, 0),), -1), targets))
         for inputs, wanted in zip(fed.split(self.segment), rest.split(self.segment), strict=True):
             rows = reader.feed(inputs.to(self.device))
@@ -250,14 +281,14 @@ class Learner:
             rows = reader.feed(part.to(self.device))
         new: list[int] = []
         while len(new) < max_new_tokens:
-            new.append(int(_draw(rows[-1], temperature, top_k, source)))  # pyright: ignore[reportPossiblyUnboundVariable]
-            if new[-1] == self.encoder.start:
+            new.append(int(draw(rows[-1], temperature, top_k, source)))  # pyright: ignore[reportPossiblyUnboundVariable]
+            if new[-1] == self.encoder.stop:
                 break
             rows = reader.feed(torch.tensor(new[-1:], device=self.device))
         ids = torch.tensor(new, dtype=torch.int64)
         if self.encoder.tokenizer is None:
             return ids
-        return self.encoder.decode(ids[:-1] if new and new[-1] == self.encoder.start else ids)
+        return self.encoder.decode(ids[:-1] if new and new[-1] == self.encoder.stop else ids)
 
     def _views(self, recall: str | int | None) -> list[int]:
         recall = self.recall if recall is None else recall
@@ -292,6 +323,18 @@ class Learner:
 
     # The memory as a thing.
 
+    def remember(self, text: Text) -> None:
+        """Offer the whole segments of `text` to the replay buffer, without learning from them; `text` as in `read`.
+
+        Raises:
+            InputError: a learner without replay.
+        """
+        if self.replay is None:
+            raise InputError("remember: this learner has no replay; give Learner(..., replay=Replay(...)).")
+        for part in self._ids(text).split(self.segment):
+            if len(part) == self.segment:
+                self.replay.offer(part)
+
     def protect(self, text: Text, strength: float, segments: int = 64) -> None:
         """Elastic weight consolidation (Kirkpatrick et al. 2017): changes cost by their importance for `text`.
 
@@ -305,25 +348,10 @@ class Learner:
         if not parts:
             raise InputError(f"text: it is shorter than one segment, {self.segment} tokens; give more to protect.")
         chosen = parts[:: max(1, len(parts) // segments)][:segments]
-        for level, importance in zip(self.memory.levels, self._importance(chosen), strict=True):
-            level.protect({key: one * (strength / len(chosen)) for key, one in importance.items()})
-
-    def _importance(self, parts: Sequence[Tensor]) -> list[dict[Key, Tensor]]:
-        """By level: sums over segments of squared gradients, a token: the empirical Fisher information's diagonal."""
-        probe = StreamMemory(self.levels, self._owned)
-        probe.restore(self.memory.state())
-        fresh = Context(self.model, self.segment, None, self.encoder.start)
-        totals: list[dict[Key, Tensor]] = [{} for _ in self.levels]
-        for ids in parts:
-            inputs, targets = (part.to(self.device) for part in fresh.inputs(ids))
-            for level in probe.levels:
-                level.sums, level.grams, level.tokens = {}, {}, 0
-            with self._frozen():
-                learn(self.model, self.layers, [probe], inputs, targets)
-            for total, level in zip(totals, probe.levels, strict=True):
-                for key, gradient in level.sums.items():
-                    total[key] = total.get(key, 0) + gradient.square() / level.tokens
-        return totals
+        with self._frozen():
+            found = importance(self.model, self.memory, self.layers, map(self._alone, chosen))
+        for level, one in zip(self.memory.levels, found, strict=True):
+            level.protect({key: value * (strength / len(chosen)) for key, value in one.items()})
 
     def report(self) -> list[dict[str, Any]]:
         """What each level has done, the slowest first.
@@ -332,22 +360,7 @@ class Learner:
             name, every, rule, lr, updates, refused, distance (norm of its deviation relative to the initial state's),
             moved (the same of its last update), next_due (position), parameters, bytes.
         """
-        return [
-            {
-                "name": level.level.name,
-                "every": level.level.every,
-                "rule": level.level.rule,
-                "lr": level.level.lr,
-                "updates": level.updates,
-                "refused": level.refused,
-                "distance": level.distance,
-                "moved": level.moved,
-                "next_due": (self.position // level.level.every + 1) * level.level.every,
-                "parameters": sum(factor.numel() for factor in level.factors.values()),
-                "bytes": level.nbytes,
-            }
-            for level in self.memory.levels
-        ]
+        return [level.report(self.position) for level in self.memory.levels]
 
     def reset(self, level: str | None = None) -> None:
         """Put one level back to its initial state, or all; the clock and the context go on."""
@@ -356,12 +369,13 @@ class Learner:
 
     def snapshot(self) -> "Snapshot":
         """Everything that reading has changed, to come back to any number of times."""
-        return Snapshot(tuple(self.levels), self.state())
+        return Snapshot(self.model, tuple(self.levels), self.state())
 
     def rollback(self, mark: "Snapshot") -> None:
-        """Be as at `mark`, bit for bit. InputError for a mark of other levels."""
-        if list(mark.levels) != self.levels:
-            raise InputError("mark was taken of a learner with other levels: roll back to one of this learner's own.")
+        """Be as at `mark`, bit for bit. InputError for a mark of another model, or of other levels."""
+        same = mark.model is self.model and list(mark.levels) == self.levels
+        if not same or bool(self.replay) != bool(mark.state["replay"]):
+            raise InputError("mark was taken of another kind of learner: roll back to one of this learner's own.")
         self.restore(mark.state)
 
     def branch(self) -> "Learner":
@@ -391,9 +405,9 @@ class Learner:
             self.replay.restore(state["replay"])
         self.refused = list(state["refused"])
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the memory into `folder`; see `nestling.continual.store`."""
-        store.save(self, folder)
+    def save(self, folder: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the memory into `folder`, and `extra` with it; see `nestling.continual.store`."""
+        store.save(self, folder, extra)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, model: nn.Module, tokenizer: Any = None) -> "Learner":
@@ -410,15 +424,6 @@ class Learner:
 class Snapshot:
     """A learner's memory at one moment."""
 
+    model: nn.Module = field(repr=False)
     levels: tuple[Level, ...]
     state: dict[str, Any] = field(repr=False)
-
-
-def _draw(row: Tensor, temperature: float, top_k: int, source: torch.Generator | None) -> Tensor:
-    """One token from log-probabilities (V,)."""
-    if temperature == 0:
-        return row.argmax()
-    row = row / temperature
-    if top_k:
-        row = row.masked_fill(row < row.topk(min(top_k, len(row))).values[-1], -torch.inf)
-    return torch.multinomial(torch.softmax(row, -1), 1, generator=source)[0]

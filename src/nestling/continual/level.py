@@ -1,6 +1,7 @@
 """A level of a learner: which weights it moves, how often, and by which rule (Nested Learning, Sec. 3 and 7.1)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class Level:
 
     name: unique among a learner's levels.
     every: tokens between two updates, its period; each level's is a multiple of the shortest, the learner's segment.
-    lr: step size of the rule, on the mean gradient a token.
+    lr: step size of the rule, on the mean gradient a token; 0: it only takes over, and needs no gradient.
     rule: gd, momentum, adamw, delta, muon, m3 or dgd; its state is part of the memory.
     options: further settings of the rule.
     where: the linear layers it owns; None: every MLP block.
@@ -51,9 +52,9 @@ class Level:
         if self.rule not in RULES:
             raise InputError(f"rule='{self.rule}' of level '{self.name}' is unknown: choose one of {', '.join(RULES)}.")
         for name, allowed, what in (
-            ("every", self.every >= 1, "at least 1"),
-            ("lr", self.lr >= 0, "at least 0"),
-            ("rank", self.rank is None or self.rank >= 1, "at least 1, or None"),
+            ("every", isinstance(self.every, int) and self.every >= 1, "a whole number, at least 1"),
+            ("lr", 0 <= self.lr < math.inf, "finite, at least 0"),
+            ("rank", self.rank is None or (isinstance(self.rank, int) and self.rank >= 1), "a whole number, or None"),
             ("retention", 0 <= self.retention <= 1, "between 0 and 1"),
             ("absorb", 0 <= self.absorb <= 1, "between 0 and 1"),
             ("restart", 0 <= self.restart <= 1, "between 0 and 1"),

@@ -4,7 +4,10 @@ Letters: out and in the sides of a layer's weight, r the rank of a deviation. A 
 or two, B (out, r) and A (r, in); factors are known by their key (layer, 0) and (layer, 1).
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,17 +36,16 @@ class LevelMemory:
 
     def __init__(self, level: Level, layers: Sequence[Linear]):
         self.level, self.layers = level, {layer.name: layer for layer in layers}
-        self.scale = torch.stack([layer.weight.float().norm() for layer in layers]).norm().item()
+        self.scale = math.hypot(*(layer.size for layer in layers)) or 1.0
         self.reset()
 
     def reset(self) -> None:
         """Back to the initial state: as if no token had been read."""
         self.factors: dict[Key, Tensor] = {}
         for name, layer in self.layers.items():
-            for index, factor in enumerate(_factors(layer, self.level.rank)):
+            for index, factor in enumerate(_factors(layer, self.level)):
                 self.factors[name, index] = factor.requires_grad_()
-        level = self.level
-        self.optimizer = rules.build(level.rule, self.factors.values(), level.lr, level.options)
+        self._build()
         self.sums: dict[Key, Tensor] = {}
         self.grams: dict[str, Tensor] = {}
         self.importance: dict[Key, Tensor] = {}
@@ -51,10 +53,14 @@ class LevelMemory:
         self.tokens = self.updates = self.refused = 0
         self.moved = 0.0
 
+    def _build(self) -> None:
+        level = self.level
+        self.optimizer = rules.build(level.rule, self.factors.values(), level.lr, level.options)
+
     def add(self, gradients: dict[Key, Tensor], grams: dict[str, Tensor], tokens: float) -> None:
         """Take in the gradient of the sum of the losses of some tokens."""
         for key, gradient in gradients.items():
-            gradient = gradient.to(self.factors[key].dtype)
+            gradient = gradient.to(self.factors[key].dtype).contiguous()  # as the factor: fused AdamW ignores strides
             self.sums[key] = self.sums[key] + gradient if key in self.sums else gradient
         for name, gram in grams.items():
             self.grams[name] = self.grams[name] + gram if name in self.grams else gram
@@ -63,28 +69,47 @@ class LevelMemory:
     @torch.no_grad()
     def step(self) -> bool | None:
         """Update from what was taken in since the last one; None if it was refused, False if there was nothing."""
+        if not self.level.lr:
+            return self._settle()
         gradients = self._gradients()
         waiting, self.sums, self.grams, self.tokens = self.tokens, {}, {}, 0
         if not waiting:
             return False
-        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
-        if not norm < float("inf"):
+        norm = _norm(gradients.values())
+        if not math.isfinite(norm):
             self.refused += 1
             return None
         before = [factor.clone() for factor in self.factors.values()]
-        scale = 1.0 if self.level.clip is None else min(1.0, self.level.clip / max(norm, 1e-30))
-        for key, factor in self.factors.items():
-            factor.grad = (gradients[key] * scale).contiguous()  # fused optimizers on CPU don't ask for strides
-        self.optimizer.step()
-        for (_, index), factor in self.factors.items():
-            factor.grad = None
-            if index == 0 and self.level.retention < 1:
-                factor.mul_(self.level.retention)
+        self._follow(gradients, 1.0 if self.level.clip is None else min(1.0, self.level.clip / max(norm, 1e-30)))
+        if not math.isfinite(_norm(self.factors.values())):
+            self._undo(before)
+            return None
+        self.shrink(self.level.retention)
         self.hold()
-        changes = [new - old for new, old in zip(self.factors.values(), before, strict=True)]
-        self.moved = torch.stack([change.norm() for change in changes]).norm().item() / self.scale
+        self.moved = _norm(new - old for new, old in zip(self.factors.values(), before, strict=True)) / self.scale
         self.updates += 1
         return True
+
+    def _settle(self) -> bool:
+        """The update of a level that learns nothing itself."""
+        self.shrink(self.level.retention)
+        self.updates += 1
+        return True
+
+    def _follow(self, gradients: dict[Key, Tensor], scale: float) -> None:
+        """One step of the rule."""
+        for key, factor in self.factors.items():
+            factor.grad = gradients[key] * scale
+        self.optimizer.step()
+        for factor in self.factors.values():
+            factor.grad = None
+
+    def _undo(self, before: Sequence[Tensor]) -> None:
+        """Refuse a step that led beyond all numbers; the rule starts anew, as its state may be beyond them too."""
+        for factor, old in zip(self.factors.values(), before, strict=True):
+            factor.copy_(old)
+        self._build()
+        self.refused += 1
 
     def _gradients(self) -> dict[Key, Tensor]:
         """Of the mean loss a token, and of what protects."""
@@ -98,9 +123,14 @@ class LevelMemory:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Shrink every deviation that has left the trust region back to its border."""
-        for name, layer in self.layers.items() if self.level.limit else ():
-            size, radius = self.norm(name), self.level.limit * layer.weight.float().norm().item()  # pyright: ignore
+        """Shrink every deviation that has left the trust region back to its border.
+
+        A matrix that starts at zero is measured against all of the level's.
+        """
+        if self.level.limit is None:
+            return
+        for name, layer in self.layers.items():
+            size, radius = self.norm(name), self.level.limit * (layer.size or self.scale)
             if size > radius:
                 self.factors[name, 0].mul_(radius / size)
 
@@ -116,19 +146,18 @@ class LevelMemory:
     @property
     def distance(self) -> float:
         """Norm of all deviations relative to the initial state's."""
-        return sum(self.norm(name) ** 2 for name in self.layers) ** 0.5 / self.scale
+        return math.hypot(*map(self.norm, self.layers)) / self.scale
 
     @torch.no_grad()
     def whole(self, name: str) -> Tensor:
         """One layer's deviation (out, in)."""
-        return (
-            self.factors[name, 0].detach() if self.level.rank is None else self.factors[name, 0] @ self.factors[name, 1]
-        )
+        first = self.factors[name, 0].detach()
+        return first if self.level.rank is None else first @ self.factors[name, 1]
 
     @torch.no_grad()
     def shrink(self, share: float, names: Sequence[str] | None = None) -> None:
         """Keep `share` of the deviations of these layers; None: of all."""
-        for name in self.layers if names is None else names:
+        for name in () if share == 1 else self.layers if names is None else names:
             self.factors[name, 0].mul_(share)
 
     def protect(self, importance: dict[Key, Tensor]) -> None:
@@ -147,6 +176,17 @@ class LevelMemory:
         state = [value for entry in self.optimizer.state.values() for value in entry.values()]
         held = [*self.factors.values(), *self.sums.values(), *self.grams.values(), *self.importance.values()]
         return sum(t.nbytes for t in (*held, *self.anchors.values(), *state) if isinstance(t, Tensor))
+
+    def report(self, position: int) -> dict[str, Any]:
+        """What it has done by `position`, see `Learner.report`."""
+        level = self.level
+        return {
+            **{name: getattr(level, name) for name in ("name", "every", "rule", "lr")},
+            **{name: getattr(self, name) for name in ("updates", "refused", "distance", "moved")},
+            "next_due": (position // level.every + 1) * level.every,
+            "parameters": sum(factor.numel() for factor in self.factors.values()),
+            "bytes": self.nbytes,
+        }
 
     def state(self) -> dict[str, Any]:
         """All of it, as a nested dict of numbers and tensors of its own."""
@@ -177,16 +217,22 @@ class LevelMemory:
 _NUMBERS = ("tokens", "updates", "refused", "moved")
 
 
-def _factors(layer: Linear, rank: int | None) -> list[Tensor]:
-    """At the start: D = 0, or B = 0 and A random with rows of norm about 1."""
-    weight = layer.weight
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Frobenius norm of several tensors together."""
+    return torch.stack([tensor.norm() for tensor in tensors]).norm().item()
+
+
+def _factors(layer: Linear, level: Level) -> list[Tensor]:
+    """At the start: D = 0, or B = 0 and A random with rows of norm about 1, a function of the names."""
+    weight, rank = layer.weight, level.rank
     rows, columns = layer.shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if rank is None:
         return [torch.zeros(rows, columns, dtype=dtype, device=weight.device)]
     if rank > min(rows, columns):
         raise InputError(f"rank={rank} is larger than the smaller side of '{layer.name}', {min(rows, columns)}.")
-    noise = torch.randn(rank, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(rank))
+    source = torch.Generator().manual_seed(zlib.crc32(f"{level.name}/{layer.name}".encode()))
+    noise = torch.randn(rank, columns, dtype=torch.float64, generator=source)
     down = (noise * columns**-0.5).to(weight.device, dtype)
     return [torch.zeros(rows, rank, dtype=dtype, device=weight.device), down]
 
@@ -209,18 +255,14 @@ def _cloned(value: Any) -> Any:
 class StreamMemory:
     """All levels of one stream on one axis of tokens, the slowest first.
 
-    streams: None; of a memory of several streams (`nestling.continual.batch`) their number S, and then every tensor has
-        a dimension of S in front.
-
     Args:
         levels: slowest first, see `nestling.continual.level.ordered`.
         layers: of each level, by its name.
     """
 
-    streams: int | None = None
-
     def __init__(self, levels: Sequence[Level], layers: dict[str, list[Linear]]):
-        self.levels = [self.level(level, layers[level.name]) for level in levels]
+        self.layers = layers
+        self.levels = [LevelMemory(level, layers[level.name]) for level in levels]
         self.position = 0
         for slow, fast in pairwise(levels):
             if slow.absorb and slow.rank is not None:
@@ -235,9 +277,16 @@ class StreamMemory:
         if levels and levels[-1].absorb:
             raise InputError(f"absorb={levels[-1].absorb} of level '{levels[-1].name}': there is no faster level.")
 
-    def level(self, level: Level, layers: Sequence[Linear]) -> LevelMemory:
-        """The memory of one level, at its initial state."""
-        return LevelMemory(level, layers)
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """What the levels take in inside the block is forgotten if it raises."""
+        before = [(dict(level.sums), dict(level.grams), level.tokens) for level in self.levels]
+        try:
+            yield
+        except BaseException:
+            for level, old in zip(self.levels, before, strict=True):
+                level.sums, level.grams, level.tokens = old
+            raise
 
     def __getitem__(self, name: str) -> LevelMemory:
         for level in self.levels:
@@ -266,7 +315,14 @@ class StreamMemory:
     @property
     def watched(self) -> list[str]:
         """Layers whose inputs a rule asks for."""
-        return list(dict.fromkeys(name for level in self.levels if level.level.rule == "dgd" for name in level.layers))
+        return list(
+            dict.fromkeys(name for level in self.learning if level.level.rule == "dgd" for name in level.layers)
+        )
+
+    @property
+    def learning(self) -> list[LevelMemory]:
+        """The levels that take steps of their own."""
+        return [level for level in self.levels if level.level.lr]
 
     def advance(self, tokens: int) -> Iterator[tuple[str, bool | None]]:
         """Move on by `tokens`, and update every level that is due then, the fastest first.

@@ -42,6 +42,27 @@ class Score:
         return self.nats / math.log(2) / self.size if self.size else None
 
 
+def weigh(said: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weights of K views along tokens of which they said `said` (K, ..., T), the logarithms of their probabilities.
+
+    Returns:
+        Logarithms (K, ..., T + 1), float64: before each token and after the last. `weights` (K, ...) are those before
+        the first; None: equal ones.
+    """
+    said = said.double()
+    weights = torch.full_like(said[..., 0], -math.log(len(said))) if weights is None else weights
+    found = [weights]
+    for column in said.unbind(-1):
+        learnt = torch.log_softmax(found[-1] + column, 0) + math.log1p(-SHARE)
+        found.append(torch.logaddexp(learnt, torch.full_like(learnt, math.log(SHARE / len(said)))))
+    return torch.stack(found, -1)
+
+
+def mixed(said: Tensor) -> Tensor:
+    """What the mixture says of the tokens, (..., T), where the views said `said` (K, ..., T); float64."""
+    return torch.logsumexp(said.double() + weigh(said)[..., :-1], 0)
+
+
 class Reader:
     """Predictions of one or several views behind a context of their own.
 
@@ -56,8 +77,8 @@ class Reader:
     ):
         self.model, self.layers, self.memory = model, layers, memory
         self.views = [(view, context.twin()) for view in views]
-        self.weights = torch.full((len(views),), -math.log(len(views)), dtype=torch.float64)
-        self.rows: Tensor | None = None
+        self.weights: Tensor | None = None
+        self.last: Tensor | None = None
         for view, own in self.views:
             if view != len(memory.levels) and own.recent is not None:
                 own.cache, own.seen, recent, own.recent = None, 0, own.recent, None
@@ -66,28 +87,27 @@ class Reader:
     def feed(self, ids: Tensor) -> Tensor:
         """Log-probabilities (m, V) of what follows each of ids (m,), m at most a segment."""
         rows = torch.stack([self._read(view, context, ids[None]) for view, context in self.views])
-        if len(self.views) == 1:
+        if len(rows) == 1:
             return rows[0]
-        before = rows[:, :1] if self.rows is None else self.rows
+        before = torch.zeros_like(rows[:, :1]) if self.last is None else self.last
         said = torch.cat((before, rows[:, :-1]), 1).gather(2, ids.to(rows.device).expand(len(rows), -1)[..., None])
-        said = said[..., 0].double().cpu()
-        if self.rows is None:
-            said[:, 0] = 0  # nothing was predicted yet
-        weights = torch.stack([self._weigh(column) for column in said.unbind(1)], 1).to(rows.device, rows.dtype)
-        self.rows = rows[:, -1:]
-        return torch.logsumexp(rows + weights[..., None], 0)
-
-    def _weigh(self, said: Tensor) -> Tensor:
-        """The views' weights (K,), as logarithms, once each has said `said` (K,) of the token."""
-        weights = torch.log_softmax(self.weights + said, 0)
-        self.weights = torch.logaddexp(
-            weights + math.log1p(-SHARE), torch.full_like(weights, math.log(SHARE / len(weights)))
-        )
-        return self.weights
+        weights = weigh(said[..., 0].cpu(), self.weights)
+        self.weights, self.last = weights[:, -1], rows[:, -1:]
+        return torch.logsumexp(rows + weights[:, 1:, None].to(rows.device, rows.dtype), 0)
 
     @torch.no_grad()
     def _read(self, view: int, context: Context, ids: Tensor) -> Tensor:
-        with applied(self.layers, self.memory.deviations(view)):
+        with applied(self.model, self.layers, self.memory.deviations(view)):
             logits, cache = predict(self.model, ids, context.before(ids))
         context.after(ids, None, cache)
         return torch.log_softmax(logits[0], -1)
+
+
+def draw(row: Tensor, temperature: float, top_k: int, source: torch.Generator | None) -> Tensor:
+    """One token from log-probabilities (V,); see `Learner.generate`."""
+    if temperature == 0:
+        return row.argmax()
+    row = row / temperature
+    if top_k:
+        row = row.masked_fill(row < row.topk(min(top_k, len(row))).values[-1], -torch.inf)
+    return torch.multinomial(torch.softmax(row, -1), 1, generator=source)[0]

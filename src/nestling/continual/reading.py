@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Segment:
-    """What one segment brought. nats: sum of its losses. refused: why nothing was learnt from it; empty if it was."""
+    """What one segment brought.
+
+    tokens: predicted in it; 0 if its loss was not finite. size: bytes of their text; None without a tokenizer. nats:
+    sum of their losses. refused: why something was not learnt from it; empty if all was.
+    """
 
     position: int
     tokens: int
@@ -20,9 +24,9 @@ class Segment:
 class Reading:
     """What a call of `read` brought.
 
-    tokens: read in whole segments. size: bytes of their text; None without a tokenizer. nats: sum of the losses.
-    seconds: it took. updates: steps taken, by level. refused: segments and steps that were not learnt from. pending:
-    tokens that wait in the open segment.
+    tokens: predicted in whole segments, where the loss was finite. size: bytes of their text; None without a tokenizer.
+    nats: sum of the losses. seconds: it took. updates: steps taken, by level. refused: segments and steps that were not
+    learnt from. pending: tokens that wait in the open segment.
     """
 
     tokens: int = 0

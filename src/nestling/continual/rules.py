@@ -57,9 +57,6 @@ RULES: Mapping[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
 }
 """Name -> its optimizer, and settings that are not that optimizer's own defaults."""
 
-STACKED = ("gd", "momentum", "adamw")
-"""Rules that move every number by itself, so that one tensor may hold the deviations of several streams."""
-
 
 def build(rule: str, deviations: Iterable[Tensor], lr: float, options: Mapping[str, Any]) -> Optimizer:
     """The optimizer of a level. InputError for an option that the rule does not have."""

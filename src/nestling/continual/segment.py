@@ -18,7 +18,7 @@ from nestling.errors import InputError
 
 @dataclass(frozen=True)
 class Learned:
-    """losses (S,): sums of nats, detached. finite: by memory, whether loss and gradients were. cache: afterwards."""
+    """losses (S,): sums of nats, detached. finite (S,): whether loss and gradients were. cache: after the segment."""
 
     losses: Tensor
     finite: list[bool]
@@ -38,7 +38,7 @@ def losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def learn(
-    model: Callable[..., Any],
+    model: nn.Module,
     layers: dict[str, Linear],
     memories: Sequence[StreamMemory],
     inputs: Tensor,
@@ -47,6 +47,7 @@ def learn(
     scale: float = 1.0,
     outer: Sequence[nn.Parameter] = (),
     share: float = 1.0,
+    forward: Callable[..., Any] | None = None,
 ) -> Learned:
     """Run one segment and hand every level of every stream the gradient of its loss.
 
@@ -54,35 +55,40 @@ def learn(
 
     Args:
         layers: all layers that levels own, by name.
-        memories: one a stream, or one of several (`StreamMemory.streams`); a single one of one stream may also read a
-            batch, whose losses add up.
+        memories: one a stream; a single one may also read a batch, whose losses add up.
         inputs, targets: (S, n); negative targets are left out.
         cache: what the model returned before the segment, or None.
         scale: of the gradients, and of the tokens that they count for.
         outer: parameters of the model, in whose `.grad` the gradient of `share` times the losses' sum is accumulated
-            too: to first order that of the levels' initial states. The memories are those of S streams.
+            too: to first order that of the levels' initial states. Every stream then has a row of its own.
+        forward: how the model is called, under autocast for instance; None: as it is.
 
     Raises:
         InputError: a level owns a weight on which the loss does not depend.
     """
-    alone = len(memories) == 1
-    streams = memories[0].streams if alone else len(memories)
-    deviations = memories[0].deviations() if alone else _stacked([memory.deviations() for memory in memories])
-    with applied(layers, deviations, streams, memories[0].watched) as effective:
-        logits, after = predict(model, inputs, cache)
+    together = len(memories) == 1 and not outer
+    streams = None if together else len(memories)
+    deviations = memories[0].deviations() if together else _stacked([memory.deviations() for memory in memories])
+    with applied(model, layers, deviations, streams, memories[0].watched) as effective:
+        logits, after = predict(forward or model, inputs, cache)
+        effective = Effective(effective.leaves, dict(effective.grams))  # a recomputation sees the inputs again
         each = losses(logits, targets).sum(1)
         wanted = dict.fromkeys(
-            _source(level, key, effective) for m in memories for level in m.levels for key in level.factors
+            _source(level, key, effective) for m in memories for level in m.learning for key in level.factors
         )
         sources = [*wanted, *outer]
-        gradients = torch.autograd.grad(each.sum(), sources, allow_unused=True) if sources else []
+        total = each.sum()
+        depends = bool(sources) and total.requires_grad
+        gradients = torch.autograd.grad(total, sources, allow_unused=True) if depends else [None] * len(sources)
     found: dict[Tensor, Tensor | None] = dict(zip(sources, gradients, strict=True))
     counts = (targets >= 0).sum(1).tolist()
     finite = []
     for row, memory in enumerate(memories):
-        own = each.sum() if alone else each[row]
-        tokens = sum(counts) / (streams or 1) if alone else counts[row]
-        finite.append(bool(own.isfinite()) and _take(memory, None if alone else row, found, effective, tokens, scale))
+        own = each.sum() if together else each[row]
+        tokens = sum(counts) if together else counts[row]
+        finite.append(
+            bool(own.isfinite()) and _take(memory, None if together else row, found, effective, tokens, scale)
+        )
     if all(finite):
         _accumulate(outer, found, share)
     return Learned(each.detach(), finite, after)
@@ -98,12 +104,12 @@ def _take(
     row: int | None,
     found: dict[Tensor, Tensor | None],
     effective: Effective,
-    tokens: float,
+    tokens: int,
     scale: float,
 ) -> bool:
     """Hand one memory its gradients; False, and nothing done, if they are not finite."""
     given = []
-    for level in memory.levels:
+    for level in memory.learning:
         gradients = {}
         for key in level.factors:
             gradient = found[_source(level, key, effective)]
@@ -114,15 +120,13 @@ def _take(
                 )
             if level.level.rank is None:
                 gradient = gradient if row is None else gradient[row]
-                gradient = gradient.mT if level.layers[key[0]].turned else gradient
+                gradient = gradient.T if level.layers[key[0]].turned else gradient
             gradients[key] = gradient * scale if scale != 1 else gradient
         given.append(gradients)
-    if not given:
-        return True
     norms = [gradient.float().norm() for gradients in given for gradient in gradients.values()]
-    if not bool(torch.stack(norms).isfinite().all()):
+    if norms and not bool(torch.stack(norms).isfinite().all()):
         return False
-    for level, gradients in zip(memory.levels, given, strict=True):
+    for level, gradients in zip(memory.learning, given, strict=True):
         names = level.layers if level.level.rule == "dgd" else ()
         grams = {name: effective.grams[name] if row is None else effective.grams[name][row] for name in names}
         level.add(gradients, {name: gram * scale for name, gram in grams.items()}, tokens * scale)
@@ -133,7 +137,7 @@ def _accumulate(parameters: Sequence[nn.Parameter], found: dict[Tensor, Tensor |
     for parameter in parameters:
         gradient = found[parameter]
         if gradient is not None:
-            gradient = (gradient.to(parameter.dtype) * share).contiguous()  # as backward() would leave it
+            gradient = (gradient * share).contiguous()  # as backward() leaves it
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 

@@ -1,6 +1,6 @@
 """A learner's memory on disk, complete or as it was before, never unpickled.
 
-    learner.json                levels, settings, numbers, the model's fingerprint, the name of the tensors' file
+    learner.json                levels, settings, numbers, extras, the model's fingerprint, the tensors' file
     memory-SHA256.safetensors   tensors
 
 The tensors are written first, under the name of their content; then learner.json takes the earlier one's place at once,
@@ -10,6 +10,7 @@ and what it does not name is removed. A kill at any moment leaves the old memory
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from nestling.continual.level import Level
 from nestling.continual.replay import Replay
+from nestling.continual.weights import plain
 from nestling.errors import InputError
 from nestling.files import replacing
 from nestling.tree import pack, unpack
@@ -29,20 +31,23 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ABOUT = "learner.json"
-_FIELDS = ("levels", "context", "replay", "recall")
 
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and values of a model's parameters; kept, as a learner changes none."""
-    kept = model.__dict__.get("_nestling_fingerprint")
-    versions = [parameter._version for parameter in model.parameters()]
-    if kept is None or kept[1] != versions:
-        kept = model.__dict__["_nestling_fingerprint"] = (_digest(dict(model.named_parameters())), versions)
+    with plain(model):
+        kept = model.__dict__.get("_nestling_fingerprint")
+        versions = [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in model.parameters()]
+        if kept is None or kept[1] != versions:
+            kept = model.__dict__["_nestling_fingerprint"] = (_digest(dict(model.named_parameters())), versions)
     return kept[0]
 
 
-def save(learner: "Learner", folder: str | os.PathLike) -> None:
+def save(learner: "Learner", folder: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> None:
     """Write the learner's memory into `folder`, in place of an earlier one.
+
+    Args:
+        extra: small and JSON-able, written in the same instant, such as how far the text was read; `describe` has it.
 
     Raises:
         InputError: the folder can't be written; an earlier memory in it is then untouched.
@@ -50,7 +55,7 @@ def save(learner: "Learner", folder: str | os.PathLike) -> None:
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
     state = pack(learner.state(), "", tensors)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"memory-{_digest(tensors)}.safetensors"
     about = {
         "version": VERSION,
@@ -59,15 +64,15 @@ def save(learner: "Learner", folder: str | os.PathLike) -> None:
         "context": learner.context.size,
         "replay": vars(learner.replay.settings) if learner.replay else None,
         "recall": learner.recall,
+        "extra": dict(extra or {}),
         "tensors": name,
         "state": state,
     }
     try:
-        if not (folder / name).exists():
-            with replacing(folder / name) as scratch:
-                save_file(tensors, scratch)
+        with replacing(folder / name) as scratch:
+            save_file(tensors, scratch)
         with replacing(folder / ABOUT) as scratch:
-            scratch.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            scratch.write_text(json.dumps(about | {"checksum": _checksum(about)}, indent=1) + "\n", encoding="utf-8")
         for old in (*folder.glob("memory-*.safetensors"), *folder.glob(".memory-*"), *folder.glob(f".{ABOUT}.*")):
             if old.name != name:
                 old.unlink(missing_ok=True)
@@ -105,12 +110,27 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        version = about["version"]
+        version, checksum = about["version"], about["checksum"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"folder '{folder}' holds no readable {ABOUT}: name what Learner.save wrote.") from None
     if version != VERSION:
         raise InputError(f"the memory in '{folder}' has format {version}, but {VERSION} is read: save it again.")
+    if checksum != _checksum({name: value for name, value in about.items() if name != "checksum"}):
+        raise InputError(f"'{path}' was changed after it was saved, its checksum differs: restore it.")
     return about
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, each in memory of its own: one tensor may stand in several places of a cache."""
+    first: dict[int, str] = {}
+    return {
+        name: tensor if first.setdefault(tensor.data_ptr(), name) == name else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def _checksum(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _tensors(path: Path, device: torch.device) -> dict[str, Tensor]:

@@ -35,11 +35,23 @@ class Encoder:
 
     @property
     def start(self) -> int | None:
-        """The id that ends a document, from which the first token is predicted; None if there is none."""
-        for name in ("eos_id", "bos_token_id", "eos_token_id"):
-            if isinstance(found := getattr(self.tokenizer, name, None), int):
-                return found
-        return None
+        """The id from which a document's first token is predicted; None if there is none."""
+        return self._special("eos_id", "bos_token_id", "eos_token_id")
+
+    @property
+    def stop(self) -> int | None:
+        """The id that ends a document; None if there is none."""
+        return self._special("eos_id", "eos_token_id", "bos_token_id")
+
+    def _special(self, *names: str) -> int | None:
+        """The first of these ids that the tokenizer has."""
+        found = [one for name in names if isinstance(one := getattr(self.tokenizer, name, None), int)]
+        if found and not 0 <= found[0] < self.vocab_size:
+            raise InputError(
+                f"tokenizer marks documents by id {found[0]}, but the model knows 0..{self.vocab_size - 1}: give the "
+                "tokenizer that the model was trained with."
+            )
+        return found[0] if found else None
 
     def pieces(self, text: Text) -> Iterator[Tensor]:
         """Ids (n,) int64, piece by piece, of a text, ids, a file's path, or an iterable of such.
@@ -53,7 +65,12 @@ class Encoder:
             for block in _blocks(text):
                 yield self._encoded(block)
         elif isinstance(text, Tensor | np.ndarray):
-            yield self._checked(torch.tensor(np.asarray(text).astype(np.int64)))
+            ids = torch.as_tensor(text)
+            if ids.is_floating_point() or ids.is_complex():
+                raise InputError(f"ids are {str(ids.dtype).removeprefix('torch.')}: give whole numbers.")
+            yield self._checked(ids.to("cpu", torch.int64, copy=True))
+        elif isinstance(text, bytes | bytearray):
+            raise InputError("text is bytes: decode them first, or give the Path of a file.")
         elif isinstance(text, Iterable):
             parts = list(text) if isinstance(text, list | tuple) else text
             if isinstance(parts, list) and parts and all(isinstance(one, int) for one in parts):
@@ -66,8 +83,9 @@ class Encoder:
 
     def end(self) -> Tensor:
         """Ids of the unfinished line; from then on nothing waits."""
-        line, self.waiting = self.waiting, ""
-        return self.encode(line)
+        ids = self.encode(self.waiting)
+        self.waiting = ""
+        return ids
 
     def encode(self, text: str) -> Tensor:
         """Ids (n,) of a text on its own; nothing waits."""
@@ -96,13 +114,14 @@ class Encoder:
     def _encoded(self, text: str) -> Tensor:
         if self.bytewise:
             return self.encode(text)
-        *lines, self.waiting = (self.waiting + text).split("\n")
+        *lines, waiting = (self.waiting + text).split("\n")
         lines = [line + "\n" for line in lines]
-        while len(self.waiting) >= LONGEST_LINE:
-            lines.append(self.waiting[:LONGEST_LINE])
-            self.waiting = self.waiting[LONGEST_LINE:]
+        whole = len(waiting) // LONGEST_LINE * LONGEST_LINE
+        lines.append(waiting[:whole])
         cut = (line[i : i + LONGEST_LINE] for line in lines for i in range(0, len(line), LONGEST_LINE))
-        return torch.cat([torch.empty(0, dtype=torch.int64), *map(self.encode, cut)])
+        ids = torch.cat([torch.empty(0, dtype=torch.int64), *map(self.encode, cut)])
+        self.waiting = waiting[whole:]
+        return ids
 
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 1:

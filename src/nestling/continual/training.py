@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestling.continual.batch import StreamBatch
 from nestling.continual.level import Level, ordered
+from nestling.continual.memory import StreamMemory
 from nestling.continual.segment import learn
 from nestling.continual.weights import owned
 from nestling.models.carry import detached
@@ -49,7 +49,7 @@ def segmented(
     """
     slowest_first = ordered(levels)
     layers = owned(model, slowest_first)
-    memory = StreamBatch(slowest_first, layers, len(ids))
+    memories = [StreamMemory(slowest_first, layers) for _ in ids]
     every, count = slowest_first[-1].every, ids.shape[1]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] if outer else []
     linear = {layer.name: layer for some in layers.values() for layer in some}
@@ -58,10 +58,13 @@ def segmented(
         first = max(start, 1)  # the first token is not predicted
         if first < stop:
             inputs, targets = ids[:, first - 1 : stop - 1], ids[:, first:stop]
-            learned = learn(forward or model, linear, [memory], inputs, targets, cache, outer=parameters, share=share)
+            learned = learn(
+                model, linear, memories, inputs, targets, cache, outer=parameters, share=share, forward=forward
+            )
             if not all(learned.finite):
                 return total * torch.nan
             total, cache = total + learned.losses.double().sum(), detached(learned.cache)
         if stop < count:  # what is learned from the last segment nobody reads
-            list(memory.advance(stop - start))
+            for memory in memories:
+                list(memory.advance(stop - start))
     return total / (len(ids) * (count - 1))

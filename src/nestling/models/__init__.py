@@ -34,7 +34,7 @@ from nestling.models import (  # noqa: F401  (one name a model)
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.cache import MemoryCache
 from nestling.models.config import NestlingConfig
-from nestling.models.registry import load, names, register
+from nestling.models.registry import load, load_any, names, register
 from nestling.models.sizes import create, parameters, sizes
 from nestling.models.state import load_state, save_state
 
@@ -45,6 +45,7 @@ __all__ = [
     "NestlingModel",
     "create",
     "load",
+    "load_any",
     "load_state",
     "names",
     "parameters",

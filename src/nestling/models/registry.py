@@ -25,8 +25,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from nestling.data.tokenizer import load_tokenizer
 from nestling.errors import InputError
 from nestling.models.base import NestlingForCausalLM, NestlingModel
 from nestling.models.config import INHERITED, NestlingConfig
@@ -99,15 +100,47 @@ def load(path: str | os.PathLike, **options) -> Any:
         InputError: no such folder, not one of our models, or a truncated file.
     """
     path = Path(path)
+    choice(f"model in '{path}'", _kind(path).removeprefix(PREFIX), names())
     try:
-        kind = json.loads((path / "config.json").read_text())["model_type"]
+        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"model folder '{path}' has damaged or missing weights ({_line(error)}): restore it."
+        ) from None
+
+
+def load_any(folder: str | os.PathLike) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer: one of ours, also of a run folder, or one that transformers knows.
+
+    Nothing is downloaded, no code of the folder is run, and weights are read from safetensors only.
+
+    Raises:
+        InputError: as `load`; or no tokenizer beside the model.
+    """
+    folder = Path(folder)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    if _kind(folder).startswith(PREFIX):
+        return load(folder), load_tokenizer(folder)
+    options = {"local_files_only": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+        return model, AutoTokenizer.from_pretrained(folder, **options)
+    except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(
+            f"model folder '{folder}' can't be used ({_line(error)}): it needs a causal language model in safetensors "
+            "and its tokenizer."
+        ) from None
+
+
+def _kind(path: Path) -> str:
+    """The model type that a folder's configuration names."""
+    try:
+        return str(json.loads((path / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"model folder '{path}' has no readable config.json: name what save_pretrained wrote."
         ) from None
-    choice(f"model in '{path}'", str(kind).removeprefix(PREFIX), names())
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"model folder '{path}' has damaged or missing weights ({reason}): restore it.") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

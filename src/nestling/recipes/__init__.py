@@ -9,6 +9,10 @@ RECIPES = {
     "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
     "peers": ("peers:peers", "every model of the paper's tables: quality, speed and state"),
     "peers-speed": ("peers:peers_speed", "the speeds of peers alone, for a quiet machine"),
+    "domains": (
+        "domains:domains_study",
+        "a stream of domains: what levels learn and keep",
+    ),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
     "task-levels": (

@@ -16,11 +16,11 @@ import torch
 from nestling import models
 from nestling.data import open_store
 from nestling.data.synthetic import moded_store, moded_store_vocab
+from nestling.metrics import read
 from nestling.recipes.cells import Found, Row, Study, Table, spread
 from nestling.train.config import TrainConfig, learning_rate
 from nestling.train.evaluation import evaluate, evaluating
 from nestling.train.loop import train
-from nestling.train.metrics import read
 from nestling.train.optimizer import build
 
 SEEDS = (0, 1, 2)

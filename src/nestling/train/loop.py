@@ -26,13 +26,13 @@ from nestling.data import Store, batch
 from nestling.errors import InputError
 from nestling.files import replacing
 from nestling.levels import inspect
+from nestling.metrics import Metrics, read, rewind
 from nestling.optim.layerwise import LayerOptimizer
 from nestling.train import checkpoint
 from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate, peak
 from nestling.train.evaluation import autocast, evaluate, evaluating, spread_windows
 from nestling.train.heap import keep_freed_memory
 from nestling.train.machine import describe, pick_device
-from nestling.train.metrics import Metrics, read, rewind
 from nestling.train.optimizer import build
 from nestling.train.text import open_text
 

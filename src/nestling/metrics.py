@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, for training steps and for evaluations."""
+"""`metrics.jsonl`: one JSON object a line, for what a run did and for evaluations."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from nestling.files import replacing
 
 
 class Metrics:
-    """Appends lines to `path`. A line is on disk when `sync` has returned; the loop syncs before each checkpoint."""
+    """Appends lines to `path`. A line is on disk when `sync` has returned; runs sync before each checkpoint."""
 
     def __init__(self, path: Path):
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
@@ -44,6 +44,14 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def rewind(path: Path, step: int) -> None:
     """Drop what comes after `step`, so that a run resumed there neither loses nor doubles a line."""
-    kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
+    _rewrite(path, [line for line in read(path) if line["step"] <= step] if path.exists() else [])
+
+
+def shorten(path: Path, lines: int) -> None:
+    """Keep the first `lines` lines, for a run that counts them."""
+    _rewrite(path, read(path)[:lines] if path.exists() else [])
+
+
+def _rewrite(path: Path, kept: list[dict[str, Any]]) -> None:
     with replacing(path) as scratch:
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

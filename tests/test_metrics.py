@@ -3,7 +3,7 @@
 import pytest
 
 from nestling.errors import InputError
-from nestling.train.metrics import Metrics, read, rewind
+from nestling.metrics import Metrics, read, rewind
 
 
 def written(path, steps):
