@@ -9,13 +9,17 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from nestling import Learner, Level, models
-from nestling.continual import training
+from nestling.continual import rules, training
+from nestling.continual.config import LearnConfig
 from nestling.continual.level import ordered
 from nestling.continual.memory import LevelMemory, StreamMemory
 from nestling.continual.native import levels_of
+from nestling.continual.presets import LEVELS
+from nestling.continual.run import create
 from nestling.continual.training import segmented
 from nestling.continual.weights import Linear
 from nestling.errors import InputError
+from nestling.layers import cms
 
 B, T = 2, 17
 SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -266,6 +270,22 @@ def test_levels_of_a_model():
     assert levels_of(models.create("transformer++", **SIZES)) == []
     twins = models.create("hope-attention", **SIZES, levels=[{"signal": "task"}, {"signal": "task", "rule": "gd"}])
     assert len({level.name for level in levels_of(twins)}) == 2
+
+
+def test_nestling_learn_takes_the_levels_of_a_model():
+    """Unless others are given; the standard ones for a model that declares none."""
+    model, plain = make("mixed"), models.create("transformer++", **SIZES)
+    assert create(model, None, LearnConfig()).levels == ordered(levels_of(model))
+    assert [level.name for level in create(model, None, LearnConfig(levels=("own=4",))).levels] == ["own"]
+    assert create(plain, None, LearnConfig()).levels == list(LEVELS)
+
+
+def test_blocks_and_levels_know_the_same_rules():
+    assert cms.RULES["task"] == tuple(rules.RULES)
+    assert {field.name for field in dataclasses.fields(Level)} > set(cms.LEARNER)
+    default = models.create("hope-attention", **SIZES, levels=[{"signal": "task"}])
+    [level] = levels_of(default)
+    assert level == Level("CMS 256", 256, where=level.where)
 
 
 @pytest.mark.parametrize(
