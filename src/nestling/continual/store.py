@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ABOUT = "learner.json"
+_LEFT = ("memory-*.safetensors", ".memory-*", f".{ABOUT}.*", ".tmp*")
+"""What earlier saves leave behind: their tensors, and scratch files of those that were killed, safetensors' own too."""
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -73,9 +75,10 @@ def save(learner: "Learner", folder: str | os.PathLike, extra: Mapping[str, Any]
             save_file(tensors, scratch)
         with replacing(folder / ABOUT) as scratch:
             scratch.write_text(json.dumps(about | {"checksum": _checksum(about)}, indent=1) + "\n", encoding="utf-8")
-        for old in (*folder.glob("memory-*.safetensors"), *folder.glob(".memory-*"), *folder.glob(f".{ABOUT}.*")):
-            if old.name != name:
-                old.unlink(missing_ok=True)
+        for pattern in _LEFT:
+            for old in folder.glob(pattern):
+                if old.name != name:
+                    old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"folder '{folder}' can't be written ({error}); an earlier memory in it is as it was."
