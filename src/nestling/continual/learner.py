@@ -22,6 +22,7 @@ from nestling.continual.context import Context
 from nestling.continual.importance import importance
 from nestling.continual.level import Level, ordered
 from nestling.continual.memory import StreamMemory
+from nestling.continual.native import levels_of
 from nestling.continual.reader import Reader, Score, draw
 from nestling.continual.reading import Reading, Segment
 from nestling.continual.replay import Buffer, Replay
@@ -46,7 +47,8 @@ class Learner:
     Args:
         model: a causal language model: one of ours, or of transformers.
         tokenizer: one of ours or of transformers; None: only token ids are read.
-        levels: what learns; without any, nothing does (the frozen model).
+        levels: what learns; without any, nothing does (the frozen model). None: those that the model declares, see
+            `nestling.continual.native.levels_of`.
         context: tokens that a growing cache may hold, see `nestling.continual.context.Context`.
         replay: a sample of what was read, read again beside what is new; None: none.
         recall: what predicts: a "mixture" of the time scales, which keeps what a fast level has unlearnt and takes one
@@ -60,12 +62,13 @@ class Learner:
         self,
         model: nn.Module,
         tokenizer: Any = None,
-        levels: Sequence[Level] = (),
+        levels: Sequence[Level] | None = None,
         context: int | None = None,
         replay: Replay | None = None,
         recall: str = "mixture",
     ):
         self.model: Any = model.eval()
+        levels = levels_of(model) if levels is None else levels
         self.levels = ordered(levels) if levels else []
         self.segment = self.levels[-1].every if levels else min(SEGMENT, context or longest(model) or SEGMENT)
         self.recall = recall
