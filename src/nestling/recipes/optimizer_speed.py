@@ -5,7 +5,6 @@ gradient of its own. All take turns in one process, round after round. The shape
 of the larger ones a few layers do, for the layers are alike.
 """
 
-import datetime
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,7 +71,6 @@ def run(cell: Cell) -> Row:
     fast, slow = seconds["M3, between slow updates"], seconds["M3, slow update at every step"]
     seconds[AVERAGE] = fast + (slow - fast) / FREQUENCY
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "layers": asked["layers"],
         "matrices": len(shapes),
         "parameters": sum(shape.numel() for shape in shapes),
