@@ -81,7 +81,8 @@ def inlined(svg: str, name: str, label: str) -> str:
         raise InputError(f"svg: the drawing of '{name}' has no width or no view box; draw it again.")
     width = float(head[1]) * (4 / 3 if head[2] else 1)
     opening = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[3]}" '
+        f'<svg class="{"broad" if width > 1100 else "slim"}" xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[3]}" '
         f'width="{width:.0f}" style="min-width: {0.6 * width:.0f}px" role="img" aria-label="{escape(label)}">'
     )
     return opening + body[head.end() :].strip()

@@ -4,7 +4,7 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -28,10 +28,10 @@ class Finding:
 
     Attributes:
         name: of the study, distinct on a page.
-        about: what it is, in a line.
-        title, columns, rows, notes: its table. A row or a column of numbers that the paper reports has the word
+        title: what it is, in a line.
+        caption, columns, rows, notes: its table. A row or a column of numbers that the paper reports has the word
             "paper" in one of its cells, or in its heading.
-        commands: how to do it again, each with what it does.
+        commands: how to do it again, each command with what it does.
         results: where its rows lie.
         cells: what was run, one dictionary of settings each.
         missing: what is still wanted, in the same way; a search may want more afterwards.
@@ -44,8 +44,8 @@ class Finding:
     """
 
     name: str
-    about: str
     title: str
+    caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     commands: Mapping[str, str]
@@ -63,8 +63,11 @@ class Finding:
     @property
     def state(self) -> str:
         """How far it is."""
-        runs = counted(len(self.cells), "run")
-        return f"unfinished: {runs}, {len(self.missing):,} missing" if self.missing else f"complete: {runs}"
+        runs, failed = counted(len(self.cells), "run"), f", {len(self.failed):,} failed" if self.failed else ""
+        if not self.missing:
+            return f"complete: {runs}{failed}"
+        missing = f"{len(self.missing):,} missing"
+        return f"unfinished: {runs}{failed}, {missing}" if self.cells else f"not begun: {missing}"
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -86,7 +89,7 @@ def section(study: Finding) -> str:
     """All about one study."""
     parts = [
         f'<section class="study" id="{escape(_id(study.name))}"><h2>{escape(study.title)}</h2>',
-        f'<p class="quiet"><code>{escape(study.name)}</code> · {escape(study.about)} · {escape(study.state)}</p>',
+        f'<p class="quiet about"><code>{escape(study.name)}</code> · {escape(" · ".join(_about(study)))}</p>',
         _unfinished(study),
         _table(study),
         "".join(f'<p class="quiet note">{escape(note)}</p>' for note in study.notes),
@@ -124,11 +127,25 @@ def origin(study: Finding) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def _about(study: Finding) -> Iterator[str]:
+    """How far it is, on what and when, in few words."""
+    yield study.state
+    devices = dict.fromkeys(m.get("processor") if m.get("device") == "cpu" else m.get("device") for m in study.machines)
+    if any(devices):
+        yield ", ".join(str(device) for device in devices if device)
+    commits = [_brief("commit", m["commit"]) for m in study.machines if m.get("commit")]
+    if commits:
+        (most, _), *others = Counter(commits).most_common()
+        yield f"commit {most}" + (f" and {counted(len(others), 'other')}" if others else "")
+    if study.dates:
+        yield _dates(study.dates, len(study.dates))
+
+
 def _unfinished(study: Finding) -> str:
     """What is missing and what failed."""
     parts = []
     if study.missing:
-        head = f"Missing: {counted(len(study.missing), 'run')}; those that follow from what they find are not counted"
+        head = f"Missing: {counted(len(study.missing), 'run')}, and those that follow from what these find"
         parts.append(details(head, scroll(_listed(study.missing), "Missing runs")))
     if study.failed:
         items = "".join(f"<li>{escape(reason)}</li>" for reason in study.failed[:LISTED])
@@ -152,7 +169,7 @@ def _table(study: Finding) -> str:
     if not study.rows:
         return '<p class="quiet">Nothing has been found yet.</p>'
     columns = {i for i, name in enumerate(study.columns) if _quoted(name)}
-    texts = {i for i in range(1, len(study.columns)) if not any(_number(row[i]) for row in study.rows)}
+    texts = {i for i in range(len(study.columns)) if _words([row[i] for row in study.rows])}
 
     def cell(i: int, value: str, tag: str) -> str:
         looks = " ".join(["paper"] * (i in columns) + ["words"] * (i in texts))
@@ -167,19 +184,24 @@ def _table(study: Finding) -> str:
         body.append(f"<tr{mark}>{first}{''.join(rest)}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     has_paper = columns or any(_quoted(value) for row in study.rows for value in row)
-    return scroll(table, study.title) + (_PAPER if has_paper else "")
+    caption = f'<p class="quiet caption">{escape(study.caption)}</p>'
+    return caption + scroll(table, study.caption) + (_PAPER if has_paper else "")
 
 
 def _quoted(value: str) -> bool:
     return "paper" in value.split()
 
 
-def _number(value: str) -> bool:
-    return value.strip()[:1] in set("0123456789+-.") and bool(value.strip())
+def _words(values: Sequence[str]) -> bool:
+    """Whether a column holds words rather than numbers."""
+    said = [value.strip() for value in values if value.strip() not in ("", "none", "paper")]
+    return bool(said) and not any(value[0] in "0123456789+-." for value in said)
 
 
 def _marked(value: str) -> str:
     """A cell's text: a spread steps back behind its mean."""
+    if value == "none":
+        return '<span class="spread">none</span>'
     said = _PLUS_MINUS.sub(r'<span class="spread">\1</span>', escape(value.strip()))
     return re.sub(r"(?<!\S)paper(?!\S)", '<span class="badge">paper</span>', said) if _quoted(value) else said
 
@@ -192,11 +214,8 @@ def _figure(study: Finding) -> str:
 
 
 def _commands(commands: Mapping[str, str]) -> str:
-    width = max(map(len, commands), default=0)
-    return "\n".join(
-        f'{escape(line)}{" " * (width - len(line))}  <span class="quiet"># {escape(what)}</span>'
-        for line, what in commands.items()
-    )
+    said = (f'<span class="quiet"># {escape(what)}</span>\n{escape(line)}' for line, what in commands.items())
+    return "\n".join(said)
 
 
 def _id(name: str) -> str:

@@ -117,8 +117,10 @@ def _findings(
         yield _bench(path)
         return
     rows = read(path) if chosen else {}
-    wanted = {one.study.name: list(one.study.cells(rows)) for one in known if one.results == path.stem}
-    mine = {name: {key(cell) for cell in cells} & rows.keys() for name, cells in wanted.items()}
+    wanted = {
+        one.study.name: {key(cell): cell for cell in one.study.cells(rows)} for one in known if one.results == path.stem
+    }
+    mine = {name: cells.keys() & rows.keys() for name, cells in wanted.items()}
     others = len(rows) - len(set().union(*mine.values()))
     for i, one in enumerate(chosen):
         own = mine[one.study.name]
@@ -128,9 +130,9 @@ def _findings(
             yield _finding(one, path, rows, wanted[one.study.name], others, home)
 
 
-def _finding(one: Known, path: Path, rows: Found, cells: Sequence[Cell], others: int, home: Path) -> Finding:
+def _finding(one: Known, path: Path, rows: Found, cells: dict[str, Cell], others: int, home: Path) -> Finding:
     """What a study's rows say. InputError if they lack what its table or its drawing needs."""
-    found = {key(cell): rows[key(cell)] for cell in cells if key(cell) in rows}
+    found = {name: rows[name] for name in cells if name in rows}
     made = [row for row in found.values() if "failed" not in row]
     try:
         table = one.study.table(found)
@@ -140,17 +142,18 @@ def _finding(one: Known, path: Path, rows: Found, cells: Sequence[Cell], others:
         raise InputError(
             f"'{path}': its rows lack what {one.study.name} needs ({said}); delete the damaged ones and run again."
         ) from error
+    about = RECIPES[one.recipe][1]
     return Finding(
         name=one.study.name,
-        about=RECIPES[one.recipe][1],
-        title=table.title,
+        title=f"{about[:1].upper()}{about[1:]}" + (f" (scale {one.scale})" if one.scale != SCALES[0] else ""),
+        caption=table.title,
         columns=table.columns,
         rows=table.rows,
         notes=table.notes,
         commands=_commands(one, path.parent, home),
         results=str(path),
-        cells=[cell for cell in cells if key(cell) in found],
-        missing=[cell for cell in cells if key(cell) not in found],
+        cells=[cell for name, cell in cells.items() if name in found],
+        missing=[cell for name, cell in cells.items() if name not in found],
         failed=[f"{name}: {row['failed']}" for name, row in found.items() if "failed" in row],
         others=others,
         machines=[row.get("machine", {}) for row in found.values()],
@@ -190,11 +193,11 @@ def _bench(path: Path) -> Finding:
         raise InputError(
             f"'{path}': its last line is no measurement of `nestling bench` ({said}); delete it."
         ) from None
-    about = ["CPU, float32, one thread; tokens a second of forward and backward, medians; ratio: to our Transformer++."]
+    about = ["CPU, float32, one thread, medians; ratio: to our Transformer++; contestants in turn, in one process."]
     return Finding(
         name=BENCH,
-        about="contestants in turn, round after round, in one process",
         title="Speed side by side",
+        caption="Tokens a second, forward and backward",
         columns=columns,
         rows=rows,
         notes=about + notes,
