@@ -169,7 +169,7 @@ def _table(study: Finding) -> str:
     if not study.rows:
         return '<p class="quiet">Nothing has been found yet.</p>'
     columns = {i for i, name in enumerate(study.columns) if _quoted(name)}
-    texts = {i for i in range(len(study.columns)) if _words([row[i] for row in study.rows])}
+    texts = {i for i in range(1, len(study.columns)) if _words([row[i] for row in study.rows])}
 
     def cell(i: int, value: str, tag: str) -> str:
         looks = " ".join(["paper"] * (i in columns) + ["words"] * (i in texts))

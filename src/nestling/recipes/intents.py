@@ -241,7 +241,7 @@ def draw(name: str, found: Found) -> Figure:
             lines[arm + VIEWS[view]] = [_by_stage(row["R"][str(view)]) for row in rows]
     plots.curves(stages, lines, 1)
     stages.set(xlabel="experiences", ylabel="accuracy on the experiences so far", title=TITLES[name])
-    stages.legend(fontsize=7)
+    plots.legend(stages, 7)
     names = [str(i) for i in range(1, EXPERIENCES + 1)]
     for axes, arm in zip(matrices, SHOWN, strict=True):
         if rows := _reported(found, name, arm, "all"):

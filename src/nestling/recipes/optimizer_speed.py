@@ -94,7 +94,7 @@ def _ready(make: Callable[..., Optimizer], shapes: list[torch.Size], device: str
 
 def table(found: Found) -> Table:
     """Milliseconds, and ratios to torch's Muon."""
-    races = list(found.values())
+    races = [row for row in found.values() if "ratio" in row]
     columns = ["", *(text for row in races for text in (f"{row['shapes']} ms", "ratio"))]
     names = races[0]["milliseconds"] if races else ()
     rows = [
@@ -111,7 +111,7 @@ def table(found: Found) -> Table:
 
 def draw(found: Found) -> Figure:
     """Ratios to torch's Muon, a bar each."""
-    races = list(found.values())
+    races = [row for row in found.values() if "ratio" in row]
     figure, axes = plots.panels(max(1, len(races)), width=6.0)
     for axis, row in zip(axes, races, strict=False):
         names = list(row["ratio"])[::-1]
