@@ -37,7 +37,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value)
-            if name in ("href", "xlink:href") and value != "data:,":
+            if name in ("href", "xlink:href") and not value.startswith(("data:,", "data:image/png;")):
                 assert value.startswith("#")
                 self.links.append(value[1:])
 

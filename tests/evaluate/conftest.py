@@ -78,17 +78,30 @@ def runs(tmp_path):
 
 @pytest.fixture(scope="session")
 def drawing():
-    """Text of an SVG file, with a clipped line, markers and names."""
+    """Text of an SVG file, with clipped lines, markers and names."""
+    return draw()
+
+
+@pytest.fixture(scope="session")
+def painting():
+    """The same with a picture in it."""
+    return draw([[1, 2], [3, 4]])
+
+
+def draw(picture=None):
+    """Three plots beside each other."""
     figure, axes = plots.panels(3)
     for axis in axes:
         axis.plot([1, 2, 3], [1, 4, 9], "-o", color="#111111", label="<Hope> & others")
         plots.legend(axis)
+    if picture is not None:
+        axes[1].imshow(picture, extent=(1, 2, 1, 2))
     with tempfile.TemporaryDirectory() as folder:
         return plots.save(figure, Path(folder) / "drawing.svg").read_text()
 
 
 @pytest.fixture
-def studies(drawing):
+def studies(drawing, painting):
     """Two studies with the same drawing: one complete, with the paper's numbers; one under way, with a failure."""
     columns, commands = ["model", "bin 0", "paper at 4K"], {"nestling recipe x --scale gpu": "runs <what> is missing"}
     rows = [["hope", "99.1 ± 0.3", "100"], ["<b>bold</b> & co", "none", ""], ["  in the paper", "97.0", ""]]
@@ -101,4 +114,4 @@ def studies(drawing):
     under_way = Finding("table5-gpu", "Table 5 (scale gpu)", "Accuracy", rows=rows[:1], **shared)
     under_way = replace(under_way, cells=cells[:1], missing=[cell | {"seed": s} for s in range(1, 6) for cell in cells])
     others = [machine, machine | {"commit": "0123456789abcdef-dirty"}, machine]
-    return [done, replace(under_way, machines=others, failed=["lr 2: <inf>"])]
+    return [done, replace(under_way, machines=others, failed=["lr 2: <inf>"], figure=painting)]

@@ -102,12 +102,18 @@ def test_settings_are_named_once_and_many_values_in_short(studies):
     assert names.endswith(f"n{SHOWN - 1} and 3 more")
 
 
+def test_a_drawing_with_a_picture_keeps_its_colours(painting):
+    text = inlined(painting, "mine", "a drawing")
+    assert "var(" not in text
+    assert 'xlink:href="data:image/png;base64,' in text
+
+
 def test_a_drawing_takes_the_pages_colours_and_brings_no_rules(drawing):
     text = inlined(drawing, "mine", "a drawing")
     assert "var(--ink)" in text
     assert "#000000" not in text
     assert "<style" not in text
     assert "metadata" not in text
-    assert 'class="broad"' in text
+    assert 'class="broad drawn"' in text
     with pytest.raises(InputError, match="'mine'"):
         inlined("no drawing", "mine", "a drawing")

@@ -11,6 +11,7 @@ from nestling.errors import InputError
 from nestling.recipes import RECIPES, fig4, gather, learning
 from nestling.recipes.cells import key, read
 from nestling.recipes.scales import SCALES
+from pages import check
 
 SHORT = {"VALLEYS": ((1.0, 1.0, 2.0),), "MOMENTA": (0.9, 0.5), "RATES": (0.03, 0.06), "STEPS": 5, "TOLERANCE": 100.0}
 BENCH = {
@@ -90,6 +91,14 @@ def test_a_file_a_folder_and_a_name_of_one_study_are_one_section(home, tmp_path,
     assert text.count("<section") == 1
     assert cli.main(["report", "fig4", "--out", str(tmp_path / "page.html")]) == 0
     assert "The page of 1 study: " in capsys.readouterr().out
+
+
+def test_one_study_in_two_folders_is_two_sections(home, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "fig4.jsonl").write_text((home / "fig4.jsonl").read_text())
+    result, text = report(capsys, home, tmp_path / "other", "--out", tmp_path / "page.html")
+    assert list(result["studies"]) == ["fig4", "fig4 (2)"]
+    check(text)
 
 
 def test_runs_and_studies_share_a_page(home, tmp_path, capsys):

@@ -68,21 +68,22 @@ def inlined(svg: str, name: str, label: str) -> str:
     """The text of an SVG file as a part of the page.
 
     Its ids, which would clash with those of other drawings, begin with `name`; its white, black and grey are the
-    page's; what it says of itself and its rules for everything around it are left out. It keeps most of its width in a
-    narrow window, where it scrolls. InputError for a text that is no such drawing.
+    page's, unless there are pictures in it; what it says of itself and its rules for everything around it are left out.
+    It keeps most of its width in a narrow window, where it scrolls. InputError for a text that is no such drawing.
     """
     body = svg[max(svg.find("<svg"), 0) :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\b(id|xlink:href)="(#?)', lambda found: f'{found[1]}="{found[2]}{name}-', body)
-    body = body.replace("url(#", f"url(#{name}-")
-    body = re.sub("#[0-9a-f]{6}\\b", lambda found: f"var({_INKS[found[0]]})" if found[0] in _INKS else found[0], body)
+    body = re.sub(r'\bid="|xlink:href="#|url\(#', lambda found: f"{found[0]}{name}-", body)
+    painted = "<image" in body  # what is written on a picture suits the picture's colours and not the page's
+    if not painted:
+        body = re.sub("#[0-9a-f]{6}\\b", lambda ink: f"var({_INKS[ink[0]]})" if ink[0] in _INKS else ink[0], body)
     head = re.match(r'<svg\b[^>]*?width="([\d.]+)(pt)?"[^>]*?viewBox="([^"]*)"[^>]*>', body)
     if head is None:
         raise InputError(f"svg: the drawing of '{name}' has no width or no view box; draw it again.")
     width = float(head[1]) * (4 / 3 if head[2] else 1)
     opening = (
-        f'<svg class="{"broad" if width > 1100 else "slim"}" xmlns="http://www.w3.org/2000/svg" '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[3]}" '
+        f'<svg class="{"broad" if width > 1100 else "slim"} {"painted" if painted else "drawn"}" '
+        f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[3]}" '
         f'width="{width:.0f}" style="min-width: {0.6 * width:.0f}px" role="img" aria-label="{escape(label)}">'
     )
     return opening + body[head.end() :].strip()

@@ -5,8 +5,9 @@ import importlib
 import json
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,17 @@ def gather(places: Iterable[Path], home: Path, say: Callable[[str], None] = lamb
                 strange.append(path)
             for one in _findings(path, chosen, known, home, say):
                 studies.setdefault((path.resolve(), one.name), one)
-    return Gathered(runs, list(studies.values()), strange)
+    return Gathered(runs, _told_apart(studies.values()), strange)
+
+
+def _told_apart(studies: Iterable[Finding]) -> list[Finding]:
+    """With a number behind the name of a study that another file has too."""
+    counts: Counter[str] = Counter()
+    apart = []
+    for one in studies:
+        counts[one.name] += 1
+        apart.append(replace(one, name=f"{one.name} ({counts[one.name]})") if counts[one.name] > 1 else one)
+    return apart
 
 
 def everything() -> list[Known]:
