@@ -5,7 +5,7 @@ RECIPES = {
     "orthogonal": ("orthogonal:orthogonal", "Sec. 4.3: forgetting over orthogonal tasks, by optimizer"),
     "fig11": ("fig11:fig11", "Fig. 11: a small ViT on digits, by optimizer"),
     "fig12": ("optimizer_speed:fig12", "Fig. 12: step times on matrices of our models, by optimizer"),
-    "fig12-paper": ("optimizer_speed:fig12_paper", "the same with the paper's sizes, 140M and 1.3B"),
+    "fig12-paper": ("optimizer_speed:fig12_paper", "Fig. 12 with the paper's sizes, 140M and 1.3B"),
     "optimizers-text": ("optimizers_text:optimizers_text", "Transformer++ and Hope on Python code, by optimizer"),
     "table1": ("table1:table1", "Table 1: needles, trained to 2k tokens, tested to 16k"),
     "table2": ("table2:table2", "Table 2: language modeling and common sense, by lm-eval"),
