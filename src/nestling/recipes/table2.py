@@ -17,6 +17,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 from nestling import models
+from nestling.data.packed import present
 from nestling.evaluate import local
 from nestling.evaluate.tasks import TASKS
 from nestling.files import replacing
@@ -47,7 +48,7 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
         "samba": (21.07, 22.85, 39.2, 68.9, 47.8, 53.1, 65.8, 34.9, 38.9, 63.1),
         "retnet": (25.77, 24.19, 34.5, 66.8, 41.2, 51.9, 63.6, 32.5, 38.8, 56.2),
         "deltanet": (24.52, 24.38, 36.8, 67.3, 44.5, 51.8, 64.2, 32.7, 39.6, 60.1),
-        "rwkv7": (23.75, 23.08, 37.1, 67.3, 47.6, 52.2, 64.7, 34.2, 39.4, 61.9),
+        "rwkv-7": (23.75, 23.08, 37.1, 67.3, 47.6, 52.2, 64.7, 34.2, 39.4, 61.9),
         "comba": (22.41, 22.19, 37.5, 66.9, 48.2, 52.4, 65.1, 34.1, 40.1, 62.8),
         "ttt-mlp": (24.17, 23.51, 34.7, 67.3, 43.9, 51.0, 64.5, 33.8, 40.2, 59.6),
         "memora": (22.28, 22.31, 38.2, 67.8, 49.3, 53.3, 63.6, 36.1, 40.9, 63.0),
@@ -60,7 +61,7 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
         "samba": (16.15, 13.21, 45.2, 71.5, 53.8, 55.8, 69.1, 36.7, 40.6, 63.0),
         "retnet": (18.91, 17.04, 41.2, 71.3, 49.1, 55.2, 67.5, 34.1, 41.4, 61.0),
         "deltanet": (18.62, 17.10, 41.6, 70.1, 49.4, 52.7, 67.6, 35.2, 39.7, 54.8),
-        "rwkv7": (18.44, 15.96, 46.7, 72.4, 54.9, 57.5, 71.6, 38.2, 40.7, 60.4),
+        "rwkv-7": (18.44, 15.96, 46.7, 72.4, 54.9, 57.5, 71.6, 38.2, 40.7, 60.4),
         "comba": (18.16, 14.87, 46.9, 73.1, 54.5, 57.7, 72.0, 39.1, 40.2, 60.6),
         "ttt-mlp": (18.42, 14.51, 46.8, 72.9, 55.2, 59.0, 71.8, 39.5, 39.8, 59.6),
         "memora": (15.90, 12.04, 48.7, 73.1, 56.0, 57.4, 71.5, 37.9, 40.2, 61.3),
@@ -171,13 +172,13 @@ def _originals() -> Path | None:
 
 def _text(data_dir: Path | None, size: int) -> str:
     """The path of the books' first `size` bytes, unpacked into the folder of caches; "english" without books."""
-    packed = local.present(data_dir / "books" / "train.txt") if data_dir else None
+    packed = present(data_dir / "books" / "train.txt") if data_dir else None
     if packed is None:
         return "english"
     root = Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
     path = root / "texts" / f"books-{size}.txt"
     if not path.is_file():
-        begun = local.content(packed)[:size].decode("utf-8", "ignore")
+        begun = local.content(packed, size).decode("utf-8", "ignore")
         with replacing(path) as scratch:
             scratch.write_text(begun.replace("\0", "\n\n"), encoding="utf-8")
     return str(path)
