@@ -23,6 +23,8 @@ RECIPES = {
     ),
     "learning-text": ("learning:text", "what Hope's choices do to language modeling"),
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
+    "intents-clinc": ("intents:clinc", "Fig. 6: class-incremental CLINC150, by learner"),
+    "intents-banking": ("intents:banking", "Fig. 6: class-incremental Banking77, by learner"),
 }
 """Name -> (`module:function` in this package, what it is). A function takes the folder for its results and drawing, and
 a function that is told of progress; it returns what `nestling.recipes.cells.Study` does."""
