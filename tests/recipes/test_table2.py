@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 from nestling import models
-from nestling.recipes import table2
+from nestling.recipes import language, table2
 from nestling.recipes.scales import SCALES
 from originals import write
 
@@ -49,7 +49,7 @@ def test_models_are_trained_on_the_books_and_evaluated_on_every_task(small):
 
 def test_without_books_the_text_is_the_documentation_of_this_machine(monkeypatch):
     monkeypatch.delenv("NESTLING_DATA", raising=False)
-    assert table2._text(table2._originals(), 100) == "english"
+    assert language._text(language.originals(), 100) == "english"
 
 
 def test_the_paper_and_its_averages_are_copied_rightly():

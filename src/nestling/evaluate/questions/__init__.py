@@ -1,6 +1,6 @@
 """Tasks of our own: seeded examples and the scores of the papers they are from. One small file a family."""
 
-from nestling.evaluate.questions.answering import answers, evaluate
+from nestling.evaluate.questions.answering import answers, evaluate, surprise
 from nestling.evaluate.questions.babilong import BABILONG
 from nestling.evaluate.questions.kalamang import KALAMANG
 from nestling.evaluate.questions.needles import NEEDLES
@@ -12,4 +12,4 @@ from nestling.evaluate.questions.translation import TRANSLATION
 TASKS: dict[str, Task] = {task.name: task for task in (*NEEDLES, *BABILONG, *RECALL, *TRANSLATION, KALAMANG)}
 """By name; whoever is listed here inherits the tests of all tasks."""
 
-__all__ = ["TASKS", "Example", "Material", "Task", "answers", "batch", "evaluate"]
+__all__ = ["TASKS", "Example", "Material", "Task", "answers", "batch", "evaluate", "surprise"]
