@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nestling.data.packed import UNREADABLE, open_bytes, present
 from nestling.errors import InputError
+from nestling.files import UNREADABLE, open_bytes, present
 
 Row = dict[str, Any]
 Reader = Callable[..., list[Row]]

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nestling import models
-from nestling.data.packed import present
 from nestling.evaluate import local
-from nestling.files import replacing
+from nestling.files import present, replacing
 from nestling.models.registry import configuration
 from nestling.recipes.cells import Cell, Row
 from nestling.recipes.scales import Cost, total, training
