@@ -20,7 +20,7 @@ def memories(name, count):
     return [StreamMemory(levels, layers) for _ in range(count)], {o.name: o for own in layers.values() for o in own}
 
 
-def run(name, rows, stream_ids, outer=None, **settings):
+def run(name, rows, stream_ids, outer=(), **settings):
     """Read segment by segment, and what was learnt in each; every stream's memory and the losses (S, segments)."""
     kept, layers = memories(name, rows)
     segment, cache, losses = kept[0].levels[-1].level.every, None, []

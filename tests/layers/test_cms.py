@@ -1,5 +1,6 @@
 """The Continuum Memory System against its definition, token by token."""
 
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.optim import AdamW
 
-from nestling import models
+from nestling import Level, models
+from nestling.continual import rules
 from nestling.errors import InputError
-from nestling.layers.cms import CMSLevel, ContinuumMemory
+from nestling.layers.cms import LEARNER, RULES, CMSLevel, ContinuumMemory
 from nestling.layers.feedforward import MLP, SwiGLU
-from nestling.levels import inspect
+from nestling.levels import Transfer, inspect
 from nestling.memory.scan import scan
 from nestling.train import optimizer as optimizers
 from nestling.train.config import TrainConfig
@@ -210,15 +212,49 @@ def test_the_period_of_slow_blocks_is_in_the_nested_system_and_its_drawing(train
     assert "1/400" in system.to_svg()
 
 
+def test_rules_of_the_task_are_those_of_levels():
+    """The layer can't ask for them: levels are made of layers."""
+    assert RULES["task"] == tuple(rules.RULES)
+    assert {*LEARNER} < {field.name for field in fields(Level)}
+
+
+@pytest.mark.paper("Eq. 71")
+def test_blocks_with_the_tasks_signal_are_memories_in_the_nested_system_and_its_drawing():
+    """On the axis of tokens, with what they minimize, how, and how knowledge passes; initial states stay weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    levels = [{"signal": "task", "chunk_size": 64, "rule": "momentum"}, {"signal": "task", "chunk_size": 8}, {}]
+    model = models.create("hope-attention", levels=levels, **sizes)
+    system = inspect(model, optimizers.build(model, TrainConfig()), step_tokens=512)
+    slow, fast = system["task CMS 64"], system["task CMS 8"]
+    size = 2 * 3 * 16 * 16
+    assert (slow.kind, slow.unit, slow.period, slow.rule, slow.parameters) == ("memory", "token", 64, "momentum", size)
+    assert (fast.period, fast.rule, fast.objective) == (8, "adamw", "the next-token loss")
+    weights = next(one.name for one in system.components if one.kind == "weights")
+    for kind, source, target in (
+        ("initialization", weights, fast.name),
+        ("initialization", weights, slow.name),
+        ("backpropagation", fast.name, slow.name),
+        ("backpropagation", slow.name, weights),
+    ):
+        assert Transfer(kind, source, target) in system.transfers
+    assert "task CMS 64" in system.to_svg()
+
+
 @pytest.mark.parametrize(
     ("levels", "variant", "sentence"),
     [
-        ([{"signal": "task"}], "sequential", "signal='task' of a level is unknown: choose one of none, self."),
+        ([{"signal": "own"}], "sequential", "signal='own' of a level is unknown: choose one of none, self, task."),
         ([{"signal": "self", "chunk_size": 0}], "sequential", "chunk_size=0 of a level must be at least 1."),
         ([{"period": 0}], "sequential", "period=0 of a level must be at least 1."),
         ([{"signal": "self", "period": 2}], "sequential", "period=2 of a level needs signal='none': a block with"),
         ([{"form": "round"}], "sequential", "form='round' of a level is unknown: choose one of gated, plain."),
         ([{"rule": "oja"}], "sequential", "rule='oja' of a level is unknown: choose one of gd, dgd."),
+        ([{"signal": "self", "rule": "adamw"}], "sequential", "rule='adamw' of a level is unknown"),
+        ([{"signal": "task", "rule": "oja"}], "sequential", "choose one of gd, momentum, adamw, delta, muon, m3, dgd."),
+        ([{"signal": "task", "period": 2}], "sequential", "period=2 of a level needs signal='none'"),
+        ([{"signal": "task", "learner": {"every": 4}}], "sequential", "learner='every' of a level is unknown"),
+        ([{"learner": {"lr": 1.0}}], "sequential", "learner={'lr': 1.0} of a level needs signal='task': leave it out."),
         ([{}], "parallel", "variant='parallel' is unknown"),
         ([], "sequential", "0 levels share intermediate_size=12: give at least 1 each."),
         ([{}, {"signal": "self"}], "nested", "variant='nested' needs signal='self' on every level"),

@@ -13,7 +13,7 @@ class LearnConfig:
     """Text, in this order: files, folders, - for standard input, python, cpp, english or hub:NAME."""
     levels: tuple[str, ...] = ()
     """NAME=EVERY[:LR[:RULE]], for instance fast=512:1e-3 slow=4096:3e-4:gd, or the fields of a Level as a JSON object.
-    None given: those of the memory there, or the standard ones."""
+    None given: those of the memory there, those that the model declares, or the standard ones."""
     limit: float | None = None
     """Trust region of every level: the largest norm of a matrix's deviation, relative to the matrix."""
     replay: float | None = None

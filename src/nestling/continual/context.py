@@ -79,6 +79,12 @@ class Context:
         recent = inputs if self.recent is None else torch.cat((self.recent, inputs), 1)
         self.recent = recent[:, -self.segment :]
 
+    @property
+    def known(self) -> Tensor:
+        """Ids (m,) of the last tokens before the next one, at most a segment and one."""
+        last = torch.tensor([] if self.last is None else [self.last], dtype=torch.int64)
+        return last if self.recent is None else torch.cat((self.recent[0].cpu(), last))
+
     def twin(self) -> "Context":
         """A context that goes on from here by itself."""
         return copy.copy(self)  # whose values are replaced, never written to

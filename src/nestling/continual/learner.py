@@ -22,6 +22,7 @@ from nestling.continual.context import Context
 from nestling.continual.importance import importance
 from nestling.continual.level import Level, ordered
 from nestling.continual.memory import StreamMemory
+from nestling.continual.native import levels_of
 from nestling.continual.reader import Reader, Score, draw
 from nestling.continual.reading import Reading, Segment
 from nestling.continual.replay import Buffer, Replay
@@ -46,10 +47,12 @@ class Learner:
     Args:
         model: a causal language model: one of ours, or of transformers.
         tokenizer: one of ours or of transformers; None: only token ids are read.
-        levels: what learns; without any, nothing does (the frozen model).
+        levels: what learns; without any, nothing does (the frozen model). None: those that the model declares, see
+            `nestling.continual.native.levels_of`.
         context: tokens that a growing cache may hold, see `nestling.continual.context.Context`.
         replay: a sample of what was read, read again beside what is new; None: none.
-        recall: what predicts: "all" levels together, or a "mixture" of the time scales (`nestling.continual.reader`).
+        recall: what predicts: a "mixture" of the time scales, which keeps what a fast level has unlearnt and takes one
+            forward pass a level and one more, or "all" levels together (`nestling.continual.reader`).
 
     Raises:
         InputError: levels that contradict each other or fit no weights of the model; an unknown recall.
@@ -59,12 +62,13 @@ class Learner:
         self,
         model: nn.Module,
         tokenizer: Any = None,
-        levels: Sequence[Level] = (),
+        levels: Sequence[Level] | None = None,
         context: int | None = None,
         replay: Replay | None = None,
-        recall: str = "all",
+        recall: str = "mixture",
     ):
         self.model: Any = model.eval()
+        levels = levels_of(model) if levels is None else levels
         self.levels = ordered(levels) if levels else []
         self.segment = self.levels[-1].every if levels else min(SEGMENT, context or longest(model) or SEGMENT)
         self.recall = recall
@@ -123,6 +127,7 @@ class Learner:
 
     def _learn(self, ids: Tensor) -> Segment:
         """One whole segment (n,)."""
+        known = self.context.known
         inputs, targets = (part.to(self.device) for part in self.context.inputs(ids))
         with self._attempt():
             learned = learn(self.model, self.layers, [self.memory], inputs, targets, self._before(inputs))
@@ -142,7 +147,7 @@ class Learner:
         return Segment(
             self.position,
             len(counted),
-            self.encoder.size(counted),
+            self.encoder.size(counted, known),
             nats if len(counted) else 0.0,
             tuple(name for name, taken in steps if taken),
             " and ".join(refused),
@@ -236,7 +241,7 @@ class Learner:
             rows = reader.feed(inputs.to(self.device))
             chosen = rows.gather(1, wanted.clamp(min=0).to(rows.device)[:, None])[:, 0]
             nats -= chosen[wanted >= 0].double().sum().item()
-        return Score(nats, len(targets), self.encoder.size(targets))
+        return Score(nats, len(targets), self.encoder.size(targets, known))
 
     def logits(self, text: Text, fresh: bool = False, recall: str | int | None = None) -> Tensor:
         """Log-probabilities (n, V) of what follows each of the n tokens of `text`; as `score`."""

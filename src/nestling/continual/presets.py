@@ -17,8 +17,8 @@ LEVELS = (
 on to slower ones, over about 20,000 and 80,000 tokens. `nestling recipe domains` shows what they keep."""
 
 
-def levels(specs: Sequence[str] = (), limit: float | None = None) -> list[Level]:
-    """The levels that these texts describe; `LEVELS` for none.
+def levels(specs: Sequence[str] = (), limit: float | None = None, standard: Sequence[Level] = LEVELS) -> list[Level]:
+    """The levels that these texts describe; `standard` for none.
 
     Args:
         specs: each NAME=EVERY[:LR[:RULE]], or a JSON object of a Level's fields, or a JSON list of such.
@@ -27,7 +27,7 @@ def levels(specs: Sequence[str] = (), limit: float | None = None) -> list[Level]
     Raises:
         InputError: a text that is no level.
     """
-    found = [level for spec in specs for level in _read(spec)] if specs else list(LEVELS)
+    found = [level for spec in specs for level in _read(spec)] if specs else list(standard)
     return found if limit is None else [dataclasses.replace(level, limit=limit) for level in found]
 
 

@@ -22,6 +22,7 @@ from nestling.continual import presets
 from nestling.continual.config import OF_MEMORY, LearnConfig
 from nestling.continual.intake import Intake, Place
 from nestling.continual.learner import Learner
+from nestling.continual.native import levels_of
 from nestling.continual.reading import Reading, Segment
 from nestling.continual.replay import Replay
 from nestling.errors import InputError
@@ -35,9 +36,9 @@ _NOW = 32
 
 def create(model: nn.Module, tokenizer: Any, config: LearnConfig) -> Learner:
     """A learner with an empty memory."""
-    levels = presets.levels(config.levels, config.limit)
+    levels = presets.levels(config.levels, config.limit, levels_of(model) or presets.LEVELS)
     replay = Replay(share=config.replay, seed=config.seed) if config.replay else None
-    return Learner(model, tokenizer, levels, replay=replay, recall=config.recall or "all")
+    return Learner(model, tokenizer, levels, replay=replay, recall=config.recall or "mixture")
 
 
 def load(model: nn.Module, tokenizer: Any, config: LearnConfig, folder: Path) -> Learner:

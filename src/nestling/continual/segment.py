@@ -3,7 +3,7 @@
 Letters: S streams, n tokens of the segment, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Learned:
     cache: Any
 
 
-def predict(model: nn.Module, inputs: Tensor, cache: Any) -> tuple[Tensor, Any]:
+def predict(model: Callable[..., Any], inputs: Tensor, cache: Any) -> tuple[Tensor, Any]:
     """Logits (S, n, V) for what follows each input (S, n), in at least float32, and the cache behind them."""
     out = model(input_ids=inputs, cache=cache, use_cache=True)
     return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32)), out.cache
@@ -45,7 +45,9 @@ def learn(
     targets: Tensor,
     cache: Any = None,
     scale: float = 1.0,
-    outer: Sequence[nn.Parameter] | None = None,
+    outer: Sequence[nn.Parameter] = (),
+    share: float = 1.0,
+    forward: Callable[..., Any] | None = None,
 ) -> Learned:
     """Run one segment and hand every level of every stream the gradient of its loss.
 
@@ -57,23 +59,24 @@ def learn(
         inputs, targets: (S, n); negative targets are left out.
         cache: what the model returned before the segment, or None.
         scale: of the gradients, and of the tokens that they count for.
-        outer: parameters of the model, in whose `.grad` the gradient of the losses' sum is accumulated too: to first
-            order that of the levels' initial states. Every stream then has a row of its own.
+        outer: parameters of the model, in whose `.grad` the gradient of `share` times the losses' sum is accumulated
+            too: to first order that of the levels' initial states. Every stream then has a row of its own.
+        forward: how the model is called, under autocast for instance; None: as it is.
 
     Raises:
         InputError: a level owns a weight on which the loss does not depend.
     """
-    together = len(memories) == 1 and outer is None
+    together = len(memories) == 1 and not outer
     streams = None if together else len(memories)
     deviations = memories[0].deviations() if together else _stacked([memory.deviations() for memory in memories])
     with applied(model, layers, deviations, streams, memories[0].watched) as effective:
-        logits, after = predict(model, inputs, cache)
+        logits, after = predict(forward or model, inputs, cache)
+        effective = Effective(effective.leaves, dict(effective.grams))  # a recomputation sees the inputs again
         each = losses(logits, targets).sum(1)
         wanted = dict.fromkeys(
             _source(level, key, effective) for m in memories for level in m.learning for key in level.factors
         )
-        parameters = list(outer or ())
-        sources = [*wanted, *parameters]
+        sources = [*wanted, *outer]
         total = each.sum()
         depends = bool(sources) and total.requires_grad
         gradients = torch.autograd.grad(total, sources, allow_unused=True) if depends else [None] * len(sources)
@@ -87,7 +90,7 @@ def learn(
             bool(own.isfinite()) and _take(memory, None if together else row, found, effective, tokens, scale)
         )
     if all(finite):
-        _accumulate(parameters, found)
+        _accumulate(outer, found, share)
     return Learned(each.detach(), finite, after)
 
 
@@ -116,9 +119,8 @@ def _take(
                     "not use this weight through its layer; leave it out of the level's where."
                 )
             if level.level.rank is None:
-                turned = row is None and level.layers[key[0]].turned
                 gradient = gradient if row is None else gradient[row]
-                gradient = gradient.T if turned else gradient
+                gradient = gradient.T if level.layers[key[0]].turned else gradient
             gradients[key] = gradient * scale if scale != 1 else gradient
         given.append(gradients)
     norms = [gradient.float().norm() for gradients in given for gradient in gradients.values()]
@@ -131,11 +133,12 @@ def _take(
     return True
 
 
-def _accumulate(parameters: Sequence[nn.Parameter], found: dict[Tensor, Tensor | None]) -> None:
+def _accumulate(parameters: Sequence[nn.Parameter], found: dict[Tensor, Tensor | None], share: float) -> None:
     for parameter in parameters:
         gradient = found[parameter]
         if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            gradient = (gradient * share).contiguous()  # as backward() leaves it
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _stacked(each: list[dict[str, Deviation]]) -> dict[str, Deviation]:

@@ -13,6 +13,8 @@ from nestling.errors import InputError
 LONGEST_LINE = 2**16
 """Characters: a longer line is encoded in pieces of this length."""
 _BLOCK = 2**20
+_SEEN = 8
+"""Tokens that may share a character with the next one."""
 
 Text = str | Path | Tensor | np.ndarray | Iterable[Any]
 
@@ -105,11 +107,20 @@ class Encoder:
             raise InputError("there is no tokenizer to decode with: give Learner(..., tokenizer=...).")
         return self.tokenizer.decode(ids.tolist())
 
-    def size(self, ids: Tensor) -> int | None:
-        """Bytes of the text of ids (n,); None without a tokenizer. A character cut in two counts as its replacement."""
+    def size(self, ids: Tensor, before: Tensor | None = None) -> int | None:
+        """Bytes that ids (n,) add to the text of the ids `before` them; None without a tokenizer.
+
+        Over a stream cut anywhere, characters too, sizes add up to that of the text.
+        """
         if self.bytewise:
             return len(ids)
-        return None if self.tokenizer is None else len(self.decode(ids).encode("utf-8", "replace"))
+        if self.tokenizer is None:
+            return None
+        known = ids[:0] if before is None else before[-_SEEN:].to(ids.device)
+        return self._bytes(torch.cat((known, ids))) - self._bytes(known)
+
+    def _bytes(self, ids: Tensor) -> int:
+        return len(self.decode(ids).encode("utf-8", "replace"))
 
     def _encoded(self, text: str) -> Tensor:
         if self.bytewise:

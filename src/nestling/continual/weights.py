@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -83,8 +84,8 @@ class Deviation:
 class Effective:
     """What `applied` put in place, in the order of its layers.
 
-    leaves: by layer, what gradients are taken for: of one stream the effective weight as the module has it, of S
-        streams the full deviations (S, out, in); without a full deviation none.
+    leaves: by layer, what gradients are taken for: the effective weight as the module has it, of S streams with S in
+        front; without a full deviation none.
     grams: by layer, X^T X (in, in), or (S, in, in), of the inputs seen, where asked for.
     """
 
@@ -127,8 +128,8 @@ def applied(
         model: the whole model.
         layers: by name.
         deviations: by name of the layer.
-        streams: None: one stream, whatever the batch, in whose full deviations the weights are merged; S: row s of the
-            batch has deviation s.
+        streams: None: one stream, whatever the batch; S: row s of the batch has deviation s. Of S streams the
+            effective weights keep their way back to the model's own, so that these get a gradient too.
         gram: layers of which inputs are summed up.
     """
     effective, place, outer = Effective(), _Place(), _PLACES.get(model)
@@ -158,15 +159,13 @@ def _changes(
     layer: Linear, deviation: Deviation, effective: Effective, streams: int | None
 ) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """What lets one layer compute with its deviation."""
-    if deviation.full is not None and streams is None:
+    if deviation.full is not None:
         own: Tensor = layer.module.weight  # pyright: ignore[reportAssignmentType]
-        full = deviation.full.T if layer.turned else deviation.full
-        leaf = (own.detach() + full.detach()).to(own.dtype).requires_grad_()  # rounded once
-        effective.leaves[layer.name] = leaf
-        yield partial(_in_place, layer.module, leaf)
-    elif deviation.full is not None:
-        leaf = effective.leaves[layer.name] = deviation.full.detach().requires_grad_()
-        yield partial(_hooked, layer.module, _beside(layer.name, [leaf], streams))
+        own = own.detach() if streams is None else own
+        full = deviation.full.mT if layer.turned else deviation.full
+        leaf = (own + full.detach()).to(own.dtype)  # rounded once
+        effective.leaves[layer.name] = leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
+        yield partial(_in_place, layer.module, leaf) if streams is None else partial(_by_row, layer, leaf)
     for pair in deviation.low:
         yield partial(_hooked, layer.module, _beside(layer.name, pair[::-1], streams))
 
@@ -180,6 +179,32 @@ def _in_place(module: nn.Module, weight: Tensor) -> Iterator[None]:
         yield
     finally:
         parameters["weight"] = own
+
+
+@contextlib.contextmanager
+def _by_row(layer: Linear, weights: Tensor) -> Iterator[None]:
+    """Row s of the batch is multiplied by weight s."""
+    module: Any = layer.module
+
+    def forward(x: Tensor) -> Tensor:
+        _check_rows(layer.name, x, len(weights))
+        each = weights if layer.turned else weights.mT
+        return x @ each if module.bias is None else torch.baddbmm(module.bias, x, each)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _check_rows(name: str, x: Tensor, streams: int) -> None:
+    """Raise InputError unless x (S, T, in) has a row for every stream."""
+    if x.ndim != 3 or x.shape[0] != streams:
+        raise InputError(
+            f"layer '{name}' reads a shape {tuple(x.shape)}, in which {streams} streams can't be told apart: leave "
+            "it out of where, or let each stream be read by itself."
+        )
 
 
 @contextlib.contextmanager
@@ -197,11 +222,8 @@ def _beside(name: str, factors: Sequence[Tensor], streams: int | None) -> Callab
 
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0]
-        if streams is not None and (x.ndim != 3 or x.shape[0] != streams):
-            raise InputError(
-                f"layer '{name}' reads a shape {tuple(x.shape)}, in which {streams} streams can't be told apart: leave "
-                "it out of where, or let each stream be read by itself."
-            )
+        if streams is not None:
+            _check_rows(name, x, streams)
         for factor in factors:
             factor = factor.to(x.dtype)
             x = functional.linear(x, factor) if factor.ndim == 2 else x @ factor.mT
@@ -218,6 +240,7 @@ def _watching(
     def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = args[0].detach().flatten(0, -2) if together else args[0].detach()
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        effective.grams[layer.name] = effective.grams.get(layer.name, 0) + x.mT @ x
+        with torch.autocast(x.device.type, enabled=False):
+            effective.grams[layer.name] = effective.grams.get(layer.name, 0) + x.mT @ x
 
     return partial(_hooked, layer.module, see)

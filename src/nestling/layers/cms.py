@@ -7,6 +7,9 @@ form of its MLP blocks open; gated ones learn faster by far. What moves a block'
     none    the outer optimizer only, every `period` of its steps with the gradients since (Eq. 71 on its time axis)
     self    besides, every `chunk_size` tokens, a regression of its own: the residual memory M(x) = x + f(x) learns the
             pair (n_t, M(P n_t)), P a slow projection: the block generates its own target, as in Sec. 8.1
+    task    besides, every `chunk_size` tokens, the gradient of the next-token loss on them: "the same flow of gradient,
+            different frequencies" (Sec. 3.3). The loss lies beyond the block, so whoever runs the model segment by
+            segment moves the block: `nestling.Learner` and `nestling train`; a single call leaves it as it is
 
 and the variants say how blocks are joined:
 
@@ -19,10 +22,10 @@ Letters: B batch, T tokens, D model width, I hidden width of a block.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +41,17 @@ from nestling.memory.selfmod import step_size
 from nestling.memory.stack import Piece, Places, Stack, advance
 from nestling.memory.structure import GatedMLP, ResidualMLP, fixed
 
-Signal = Literal["none", "self"]
-RuleName = Literal["gd", "dgd"]
+Signal = Literal["none", "self", "task"]
 Form = Literal["gated", "plain"]
 Variant = Literal["sequential", "nested", "independent"]
+RULES = {
+    "none": ("gd", "dgd"),
+    "self": ("gd", "dgd"),
+    "task": ("gd", "momentum", "adamw", "delta", "muon", "m3", "dgd"),
+}
+"""Rules by signal; without one they have no effect."""
+LEARNER = ("lr", "options", "rank", "retention", "restart", "limit", "clip")
+"""What a level with the task's signal says of how it learns, besides its rule: fields of `nestling.Level`."""
 LONGEST_PIECE = 256
 """Tokens written at once: a chunk's work grows with the square of its pieces' length."""
 
@@ -51,7 +61,9 @@ class CMSLevel:
     """One block.
 
     signal: what moves it besides the outer optimizer. chunk_size: tokens between its updates in context.
-    rule: of its read-out: "gd" averages the chunk's gradients, "dgd" takes proximal steps; the inner layer averages.
+    rule: with signal="self" of its read-out: "gd" (or None) averages the chunk's gradients, "dgd" takes proximal steps;
+        the inner layer averages. With signal="task" an optimizer of all its matrices, one of RULES; None: AdamW.
+    learner: with signal="task", how it learns: fields of `nestling.Level` named in LEARNER; the others as there.
     period: optimizer steps between its updates where it has no signal of its own; `nestling.optim.MultiFrequency` takes
         them. The clock is still that of tokens: a step reads batch size times sequence length of them, which no model
         knows, so the period is given in steps, and `nestling.levels.inspect` puts it on the axis.
@@ -60,18 +72,23 @@ class CMSLevel:
 
     signal: Signal = "none"
     chunk_size: int = 256
-    rule: RuleName = "gd"
+    rule: str | None = None
     period: int = 1
     form: Form = "gated"
+    learner: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("signal", self.signal, get_args(Signal)),
-            ("rule", self.rule, get_args(RuleName)),
+            ("rule", self.rule, (None, *RULES.get(self.signal, ()))),
             ("form", self.form, get_args(Form)),
+            *(("learner", name, LEARNER) for name in self.learner),
         ):
             if value not in allowed:
-                raise InputError(f"{name}='{value}' of a level is unknown: choose one of {', '.join(allowed)}.")
+                known = ", ".join(one for one in allowed if one)
+                raise InputError(f"{name}='{value}' of a level is unknown: choose one of {known}.")
+        if self.learner and self.signal != "task":
+            raise InputError(f"learner={dict(self.learner)} of a level needs signal='task': leave it out.")
         if self.chunk_size < 1:
             raise InputError(f"chunk_size={self.chunk_size} of a level must be at least 1.")
         if self.period < 1:
@@ -183,7 +200,7 @@ class ContinuumMemory(nn.Module):
             n = x
             if index and self.variant != "independent":
                 n = functional.rms_norm(x + y, x.shape[-1:], eps=1e-5)
-            if block.level.signal == "none":
+            if block.level.signal != "self":
                 f = block.static(n)
             else:
                 before = None if state is None else state[f"block{index}"]
@@ -199,29 +216,43 @@ class ContinuumMemory(nn.Module):
         return self.chain[index - 1].level.chunk_size, torch.sigmoid(self.transfer[index - 1])
 
     def components(self) -> list[Component]:
-        """The blocks with a signal of their own; the others are weights."""
+        """The blocks with a signal; the others are weights."""
         own = [block for block in self.chain if block.level.signal == "self"]
         names = [f"CMS {block.level.chunk_size}" for block in own]
-        places = [self.chain.index(block) for block in own]
         kind = {"sequential": "direct", "nested": "initialization"}.get(self.variant)
         passed = [Transfer(kind, *pair) for pair in pairwise(names)] if kind else []
-        return [
-            Component(
+        found = [
+            self._component(
                 name,
-                "memory",
-                block.level.chunk_size,
-                context="what the block read in a chunk",
-                objective="L2 between M(n) and its own target M(P n)",
-                rule=" and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
-                parameters=sum(weight.numel() for weight in block.initial),
-                transfers=(
-                    Transfer("initialization", f"weights:blocks.{place}", name),
-                    *(one for one in passed if one.source == name != one.target),
-                    Transfer("direct", name, "weights"),
-                ),
+                block,
+                "L2 between M(n) and its own target M(P n)",
+                " and ".join(dict.fromkeys(type(rule).__name__ for rule in block.memory.layer_rules)),
+                *(one for one in passed if one.source == name != one.target),
+                Transfer("direct", name, "weights"),
             )
-            for name, place, block in zip(names, places, own, strict=True)
+            for name, block in zip(names, own, strict=True)
         ]
+        tasks = [block for block in self.chain if block.level.signal == "task"]
+        tasks.sort(key=lambda block: block.level.chunk_size)
+        names = [f"task CMS {block.level.chunk_size}" for block in tasks]
+        for name, block, slower in zip(names, tasks, [*names[1:], "weights"], strict=False):
+            flow = [Transfer("backpropagation", name, end) for end in dict.fromkeys((slower, "weights")) if end != name]
+            found.append(self._component(name, block, "the next-token loss", block.level.rule or "adamw", *flow))
+        return found
+
+    def _component(self, name: str, block: CMSBlock, objective: str, rule: str, *transfers: Transfer) -> Component:
+        """One block; its initial state is a weight."""
+        start = Transfer("initialization", f"weights:blocks.{self.chain.index(block)}", name)
+        return Component(
+            name,
+            "memory",
+            block.level.chunk_size,
+            context="what the block read in a chunk",
+            objective=objective,
+            rule=rule,
+            parameters=sum(weight.numel() for weight in block.initial),
+            transfers=(start, *transfers),
+        )
 
 
 def check_levels(intermediate_size: int, levels: Sequence[CMSLevel], variant: str) -> None:

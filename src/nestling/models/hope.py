@@ -26,7 +26,7 @@ class ContinuumConfig(NestlingConfig):
     """What Hope and Hope-Attention share: the channel mixer.
 
     levels: blocks of the Continuum Memory System in the order in which they are applied, each a dict of CMSLevel's
-        fields (signal, chunk_size, rule, period, form); None: one block that only the outer optimizer moves.
+        fields (signal, chunk_size, rule, period, form, learner); None: one block that only the outer optimizer moves.
     cms_variant: "sequential", "nested" or "independent".
     """
 

@@ -28,6 +28,10 @@ RECIPES = {
     "learning-moded": ("learning:moded", "self-modification on the moded store"),
     "intents-clinc": ("intents:clinc", "Fig. 6: class-incremental CLINC150, by learner"),
     "intents-banking": ("intents:banking", "Fig. 6: class-incremental Banking77, by learner"),
+    "task-levels": (
+        "task_levels:task_levels",
+        "levels that learn from the task: in training too, or only afterwards",
+    ),
 }
 """Name -> (`module:function` in this package, what it is). A function takes the folder for its results and drawing, and
 a function that is told of progress; it returns what `nestling.recipes.cells.Study` does."""

@@ -92,7 +92,9 @@ ARMS = {
     "joint": Arm(_one, _SINGLE),
 }
 """In the order of the table. The knob is EWC's strength, the share that levels absorb, the class means' ridge."""
-SHOWN = ("fine-tuning", "2 levels", "2 levels + replay")
+LINES = ("class means", "fine-tuning", "EWC", "3 levels", "replay", "2 levels + replay")
+SHOWN = ("fine-tuning", "3 levels", "2 levels + replay")
+"""What is drawn over experiences, and as a matrix, each by the view that was best in choosing its setting."""
 VIEWS: dict[str | int, str] = {"all": "", "mixture": ", mixture", 1: ", slowest alone"}
 
 COLUMNS = ("learned", "backward_transfer", "forgetting_max_minus_last")
@@ -213,6 +215,7 @@ def table(name: str, found: Found) -> Table:
             if rows := _reported(found, name, arm, view):
                 scores = [row["views"][str(view)] for row in rows]
                 said = [spread(scores, measure, 3) for measure in (MEASURE, "average", *COLUMNS)]
+                said = ["none", *said[1:]] if arm == "joint" else said
                 lines.append([arm + VIEWS[view], _said(rows[0]), f"{len(rows)}", *said])
     columns = ["arm", "setting", "seeds", "over stages", "last", "learned", "backward", "forgetting"]
     return Table(f"{TITLES[name]}: accuracy, class-incremental in {EXPERIENCES} experiences", columns, lines, NOTES)
@@ -232,22 +235,28 @@ def _said(row: Row) -> str:
 
 
 def draw(name: str, found: Found) -> Figure:
-    """Accuracy on what was met by then over experiences, for every arm; and R of three arms, of the first seed."""
+    """Accuracy on what was met by then over experiences; and R of three arms, of the first seed."""
     figure, (stages, *matrices) = plots.panels(1 + len(SHOWN), 6.0, 4.6)
-    lines = {}
-    for arm, one in ARMS.items():
-        for view in one.views:
-            rows = [row for row in _reported(found, name, arm, view) if "R" in row]
-            lines[arm + VIEWS[view]] = [_by_stage(row["R"][str(view)]) for row in rows]
+    views = {arm: view for arm in LINES if (view := _view(found, name, arm)) is not None}
+    rows = {arm: _reported(found, name, arm, view) for arm, view in views.items()}
+    lines = {arm + VIEWS[views[arm]]: [_by_stage(row["R"][str(views[arm])]) for row in rows[arm]] for arm in views}
     plots.curves(stages, lines, 1)
-    stages.set(xlabel="experiences", ylabel="accuracy on the experiences so far", title=TITLES[name])
-    stages.legend(fontsize=7)
+    stages.set(xlabel="experiences", ylabel="accuracy on the experiences so far", title=TITLES[name], ylim=(0, 1))
+    stages.legend(fontsize=8)
     names = [str(i) for i in range(1, EXPERIENCES + 1)]
     for axes, arm in zip(matrices, SHOWN, strict=True):
-        if rows := _reported(found, name, arm, "all"):
-            plots_continual.matrix(axes, rows[0]["R"]["all"], names, names, range(EXPERIENCES))
-            axes.set(title=arm, xlabel="accuracy on experience")
+        if rows.get(arm):
+            plots_continual.matrix(axes, rows[arm][0]["R"][str(views[arm])], names, names, range(EXPERIENCES))
+            axes.set(title=arm + VIEWS[views[arm]], xlabel="accuracy on experience")
     return figure
+
+
+def _view(found: Found, name: str, arm: str) -> str | int | None:
+    """The view of an arm that scored best in choosing; None before all settings were tried."""
+    if _best(found, name, arm, ARMS[arm].views[0]) is None:
+        return None
+    trials = [found[key(cell)].get("views", {}) for cell in _trials(name, arm)]
+    return max(ARMS[arm].views, key=lambda view: max(one.get(str(view), {MEASURE: -1})[MEASURE] for one in trials))
 
 
 def _by_stage(R: list[list[float]]) -> list[float]:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from nestling import models
+from nestling.continual.level import Level
+from nestling.continual.native import levels_of
+from nestling.continual.training import segmented
 from nestling.data import Store, batch
 from nestling.errors import InputError
 from nestling.files import replacing
 from nestling.levels import inspect
 from nestling.metrics import Metrics, read, rewind
+from nestling.optim.layerwise import LayerOptimizer
 from nestling.train import checkpoint
 from nestling.train.config import TrainConfig, check, differences, from_dict, learning_rate, peak
-from nestling.train.evaluation import autocast, evaluate
+from nestling.train.evaluation import autocast, evaluate, evaluating, spread_windows
 from nestling.train.heap import keep_freed_memory
 from nestling.train.machine import describe, pick_device
 from nestling.train.optimizer import build
@@ -47,6 +52,7 @@ class Run:
     forward: Any
     optimizer: Optimizer
     device: torch.device
+    levels: list[Level]
     step: int = 0
     seconds: float = 0.0
 
@@ -121,8 +127,24 @@ def _prepare(config: TrainConfig, out: Path) -> Run:
     model.to(device).train()
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    optimizer, levels = build(model, config), levels_of(model)
+    if levels:
+        _check_levels(config, optimizer)
     forward = torch.compile(model) if config.compile else model
-    return Run(config, out, store, model, forward, build(model, config), device)
+    return Run(config, out, store, model, forward, optimizer, device, levels)
+
+
+def _check_levels(config: TrainConfig, optimizer: Optimizer) -> None:
+    """Raise InputError for what can't be had with levels that learn while the model reads."""
+    if config.compile:
+        raise InputError(
+            "compile: true is not possible with signal='task', whose weights are others at every segment; leave it out"
+        )
+    if isinstance(getattr(optimizer, "optimizer", optimizer), LayerOptimizer):
+        raise InputError(
+            f"optimizer: '{config.optimizer}' reads what every layer is given and is not possible with "
+            "signal='task', whose layers have a weight for each sequence; give an optimizer of gradients, such as adamw"
+        )
 
 
 def _begin(run: Run, start: tuple[Path, dict[str, Any]] | None) -> None:
@@ -213,6 +235,10 @@ def _gradient(run: Run) -> tuple[float, float]:
     ids = batch(run.store.train, config.seed, run.step, 0, config.batch_size, config.sequence_length)
     total = torch.zeros((), device=run.device)
     for piece in ids.to(run.device).chunk(config.accumulate):
+        if run.levels:
+            share = 1 / config.accumulate
+            total += share * segmented(run.model, piece, run.levels, share, forward=_called(run))
+            continue
         with autocast(run.device, config.precision):
             loss: Tensor = run.forward(input_ids=piece, labels=piece, use_cache=False).loss / config.accumulate
         loss.backward()
@@ -221,18 +247,31 @@ def _gradient(run: Run) -> tuple[float, float]:
     return total.item(), norm.item()
 
 
+def _called(run: Run) -> Callable[..., Any]:
+    """The model, in the precision of the run."""
+
+    def call(**inputs: Any) -> Any:
+        with autocast(run.device, run.config.precision):
+            return run.forward(**inputs)
+
+    return call
+
+
 def _evaluate(run: Run) -> dict[str, float]:
-    config = run.config
-    found = evaluate(
-        run.model,
-        run.store.valid,
-        config.sequence_length,
-        config.evaluate_windows,
-        config.batch_size // config.accumulate,
-        config.precision,
-    )
-    bits = found.bits_per_byte(run.store.bytes_per_token("valid"))
-    return {"step": run.step, "tokens": run.tokens, "valid_loss": found.loss, "valid_bpb": bits}
+    """The loss on windows of text never trained on, where levels learn while they are read as they do in training."""
+    config, size = run.config, run.config.batch_size // run.config.accumulate
+    tokens, length, windows = run.store.valid, config.sequence_length, config.evaluate_windows
+    if run.levels:
+        rows = spread_windows(tokens, length, windows).to(run.device)
+        with evaluating(run.model), torch.enable_grad():
+            read = (
+                len(ids) * segmented(run.model, ids, run.levels, 1, False, _called(run)) for ids in rows.split(size)
+            )
+            loss = float(sum(read)) / len(rows)
+    else:
+        loss = evaluate(run.model, tokens, length, windows, size, config.precision).loss
+    bits = loss / math.log(2) / run.store.bytes_per_token("valid")
+    return {"step": run.step, "tokens": run.tokens, "valid_loss": loss, "valid_bpb": bits}
 
 
 def _log(run: Run, metrics: Metrics, **values: float) -> None:
