@@ -80,7 +80,7 @@ def _source(examples: Sequence[Example], material: Material) -> str:
         total.update(repr((example.question, example.answers, dict(example.about))).encode())
         total.update(repr(example.context).encode() if isinstance(example.context, tuple) else b"")
     if material.prose is not None and not isinstance(examples[0].context, tuple):
-        total.update(memoryview(np.ascontiguousarray(material.prose)))
+        total.update(np.ascontiguousarray(material.prose).data)
     return total.hexdigest()
 
 
