@@ -1,6 +1,7 @@
 """Rows from original files: the prompts and answers of lm-eval, whatever the form; missing and damaged files."""
 
 import bz2
+import gzip
 import hashlib
 import json
 import os
@@ -132,6 +133,7 @@ def test_the_source_names_what_the_files_hold(folder):
         ("siqa/dev-labels.lst", b"1\n", "is not social_iqa's original form"),
         ("boolq/dev.jsonl", b'{"question": "a"}\n', "KeyError: 'title'"),
         ("boolq/dev.jsonl.gz", b"nonsense", "cannot be read"),
+        ("boolq/dev.jsonl.gz", gzip.compress(bytes(range(256)))[:12] + b"\xff" * 40, "cannot be read"),
         ("piqa/valid.jsonl.xz", b"nonsense", "cannot be read"),
         ("winogrande/dev.jsonl", b"\xff\n", "is not winogrande's original form"),
     ],

@@ -1,6 +1,7 @@
 """Recipes that train on questions about a text, on tiny settings; every scale's cells and cost."""
 
 import dataclasses
+import json
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from nestling import models
 from nestling.errors import InputError
 from nestling.evaluate.questions import TASKS
-from nestling.recipes import fig8, fig9, fig10, reading, table1
+from nestling.recipes import fig7, fig8, fig9, fig10, reading, table1
 from nestling.recipes.cells import key, read
 from nestling.recipes.reading import Course
 from nestling.recipes.scales import SCALES
@@ -77,6 +78,31 @@ def test_fig9(course, tmp_path, monkeypatch):
     assert lines[0][:2] == ["transformer++", "2"]
 
 
+def test_fig7(course, tmp_path, monkeypatch):
+    small = dataclasses.replace(course, models=fig7.names((64,), (2, 3)), tested=(1000,), seeds=(0,))
+    monkeypatch.setitem(fig7.COURSES, "cpu", small)
+    monkeypatch.setenv("NESTLING_DATA", str(tmp_path))
+    asked = [{"question": f"Who sat on mat {i}?", "answers": [{"text": "the cat"}]} for i in range(9)]
+    squad = {"data": [{"paragraphs": [{"context": "The cat sat on a mat.", "qas": asked}]}]}
+    paper = {"input": "We sat on mats. " * 100, "instructions": ["Where?", "Who?"], "outputs": ["On mats.", "We"]}
+    for folder, rows in {"squad/dev-v1.1.json": squad, "qasper_subset/scientific_qa.jsonl": paper}.items():
+        (tmp_path / folder).parent.mkdir()
+        (tmp_path / folder).write_text(json.dumps(rows) + "\n")
+    rows, lines = check(fig7.at("cpu"), tmp_path)
+    assert [line[0] for line in lines] == ["icl", "2 levels, 64", "3 levels, 64"]
+    assert all(set(row["scores"]) == {"1000", "qasper"} for row in rows)
+    assert all(3 < row["scores"]["qasper"] < 12 for row in rows)  # hardly trained: about 8 bits a byte
+    assert abs(rows[0]["parameters"] / rows[2]["parameters"] - 1) < 0.1
+
+
+def test_the_levels_of_fig7_are_each_twice_as_fast():
+    assert fig7.levels("icl") == [{}]
+    assert [level.get("chunk_size") for level in fig7.levels("4 levels, 512")] == [None, 512, 256, 128]
+    for course in fig7.COURSES.values():
+        for name in course.models:
+            models.create("hope-attention", "nano", **SHAPE, levels=fig7.levels(name))
+
+
 def test_fig10(text, tmp_path, monkeypatch):
     size = fig10.Size(("transformer++", "hope"), 32, 2, 2, (4, 8, 64), 4, 3, (0,), "nano", SHAPE, str(text))
     monkeypatch.setitem(fig10.SIZES, "cpu", size)
@@ -86,7 +112,7 @@ def test_fig10(text, tmp_path, monkeypatch):
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize("recipe", [table1.table1, fig8.fig8, fig9.fig9, fig10.fig10])
+@pytest.mark.parametrize("recipe", [table1.table1, fig7.fig7, fig8.fig8, fig9.fig9, fig10.fig10])
 def test_every_scale_has_cells_of_their_own_and_a_cost(recipe):
     costs = [recipe.cost(scale).flops for scale in SCALES]
     assert costs == sorted(costs)

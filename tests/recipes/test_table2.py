@@ -6,7 +6,8 @@ from statistics import mean
 
 import pytest
 
-from nestling.recipes import table2
+from nestling import models
+from nestling.recipes import language, table2
 from nestling.recipes.scales import SCALES
 from originals import write
 
@@ -48,15 +49,19 @@ def test_models_are_trained_on_the_books_and_evaluated_on_every_task(small):
 
 def test_without_books_the_text_is_the_documentation_of_this_machine(monkeypatch):
     monkeypatch.delenv("NESTLING_DATA", raising=False)
-    assert table2._text(table2._originals(), 100) == "english"
+    assert language._text(language.originals(), 100) == "english"
 
 
 def test_the_paper_and_its_averages_are_copied_rightly():
     stated = {"760m": {"hope": 52.28, "transformer++": 50.11}, "1.3b": {"hope": 58.04, "titans-lmm": 56.82}}
-    for size, models in stated.items():
+    for size, reported in stated.items():
         assert set(table2.PAPER[size]) == set(table2.PAPER["760m"])
-        for model, average in models.items():
+        for model, average in reported.items():
             assert mean(table2.PAPER[size][model][2:]) == pytest.approx(average, abs=0.01)
+
+
+def test_the_models_exist():
+    assert set(table2.MODELS) <= set(models.names())
 
 
 def test_each_scale_costs_more_and_the_paper_as_much_as_its_tokens():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from nestling.commands import Command
-from nestling.commands.table import table
+from nestling.commands.table import listing, table
 from nestling.errors import InputError
 from nestling.recipes import RECIPES
 
@@ -51,7 +51,7 @@ class Recipe(Command):
     def show(self, result: dict[str, Any]) -> str:
         """The table, its notes, and where results and drawing lie."""
         if "recipes" in result:
-            return table(["recipe", ""], list(result["recipes"].items()))
+            return listing(result["recipes"])
         found = result["table"]
         failed = [f"failed: {reason}" for reason in result["failed"]]
         places = [f"{name}: {result[name]}" for name in ("results", "figure") if result[name]]

@@ -1,6 +1,6 @@
 """Tables for people who read a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> str:
@@ -18,3 +18,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     with console.capture() as text:
         console.print(made)
     return text.get().rstrip("\n")
+
+
+def listing(names: Mapping[str, str]) -> str:
+    """A line for each name, with what it is; never folded."""
+    width = max(map(len, names))
+    return "\n".join(f"{name:{width}}  {about}" for name, about in names.items())

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.data.packed import UNREADABLE, is_packed, open_bytes
 from nestling.data.store import Split, open_store
 from nestling.errors import InputError
+from nestling.files import UNREADABLE, is_packed, open_bytes
 
 BLOCK = 2**16
 """Bytes read at a time."""

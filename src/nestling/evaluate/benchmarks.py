@@ -6,21 +6,19 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lm_eval.evaluator import evaluate
 
 from nestling.errors import InputError
-from nestling.evaluate import tasks
+from nestling.evaluate import asked, questions, tasks
+from nestling.evaluate.bootstrap import standard_error
 from nestling.evaluate.harness import CausalLM, load, model_folder
-
-DRAWS = 1000
-"""Resamplings behind a standard error."""
 
 Row = dict[str, Any]
 
@@ -32,6 +30,7 @@ def run(
     device: torch.device,
     data_dir: Path | None = None,
     limit: int | None = None,
+    ask: asked.Ask | None = None,
     machine: Row | None = None,
     **options: Any,
 ) -> Row:
@@ -40,7 +39,8 @@ def run(
     Args:
         out: JSON lines, one a task, model and setting; lines are only ever added.
         data_dir: folder of original files, see `nestling.evaluate.local`; None: the hub.
-        limit: only the first so many rows of each task.
+        limit: only the first so many rows of each of lm-eval's tasks.
+        ask: what the examples of the tasks of our own are; their files lie in `data_dir`.
         machine: kept with each new line.
         options: `batch_size`, `max_length` and `progress` of CausalLM.
 
@@ -51,17 +51,26 @@ def run(
         InputError: an unknown task, missing or damaged files, no model in the folder, a damaged `out`.
     """
     _positive(limit=limit, batch_size=options.get("batch_size"), max_length=options.get("max_length"))
+    ask = ask or asked.Ask()
+    _positive(length=ask.length, examples=ask.examples)
     tasks.check(names, data_dir)
-    shared = {"model": fingerprint(folder), "limit": limit, "max_length": options.get("max_length")}
-    shared |= {"lm_eval": metadata.version("lm_eval")}
+    shared = {"model": fingerprint(folder), "max_length": options.get("max_length")}
+    harnessed = {"limit": limit, "lm_eval": metadata.version("lm_eval")}
     found, lm, results, computed = read(out), None, {}, []
     for name in names:
-        cell = {"task": name, "source": tasks.source(name, data_dir), **shared}
+        posed = None
+        if name in questions.TASKS:
+            lm = lm or load(folder, device, **options)
+            posed = asked.pose(lm, name, ask, data_dir)
+            asking = {k: v for k, v in asdict(ask).items() if k != "text" or name in questions.IN_PROSE}
+            cell = {"task": name, "source": posed.source, **shared, **asking}
+        else:
+            cell = {"task": name, "source": tasks.source(name, data_dir), **shared, **harnessed}
         key = json.dumps(cell, sort_keys=True)
         if key not in found:
             lm = lm or load(folder, device, **options)
             begun = time.monotonic()
-            row, _ = measure(lm, name, data_dir, limit)
+            row = asked.measure(lm, posed) if posed else measure(lm, name, data_dir, limit)[0]
             seconds = round(time.monotonic() - begun, 1)
             found[key] = {"key": key, **cell, **row, "seconds": seconds, "machine": machine}
             _append(out, found[key])
@@ -94,20 +103,12 @@ def measure(lm: CausalLM, name: str, data_dir: Path | None = None, limit: int | 
     return {"metrics": metrics, "rows": len(samples), "notes": list(loaded.notes)}, samples
 
 
-def standard_error(aggregate: Callable[[list], float], values: Sequence[Any], draws: int = DRAWS) -> float | None:
-    """Standard deviation of `aggregate` over resamplings of `values`, always the same ones; None for one value."""
-    if len(values) < 2:
-        return None
-    draw = np.random.default_rng(0)
-    picks = (draw.integers(len(values), size=len(values)) for _ in range(draws))
-    return float(np.std([aggregate([values[i] for i in pick]) for pick in picks], ddof=1))
-
-
 def shown(result: Row) -> list[list[str]]:
-    """Lines for people: task, metric, value, standard error, rows; the metrics that tables of the field show."""
+    """Lines for people: task, metric, value, standard error, rows; of lm-eval's tasks the metrics that tables show."""
     lines = []
     for name, row in result["results"].items():
-        for metric in tasks.TASKS[name].metrics:
+        own = [metric for metric in row["metrics"] if not metric.endswith("_stderr")]
+        for metric in tasks.TASKS[name].metrics if name in tasks.TASKS else own:
             error = row["metrics"][f"{metric}_stderr"]
             said = [_digits(row["metrics"][metric]), "" if error is None else f"± {_digits(error)}"]
             lines.append([name, metric, *said, f"{row['rows']:,}"])

@@ -113,7 +113,7 @@ class CausalLM(TemplateLM):
 
     def _answers(self, rows: Sequence[Scored]) -> list[Answer]:
         found: list[Answer] = [(0.0, True)] * len(rows)
-        with self._bar(len(rows)) as bar:
+        with self.bar(len(rows)) as bar:
             for answers in self.score(rows):
                 for i, answer in answers:
                     found[i] = answer
@@ -128,7 +128,7 @@ class CausalLM(TemplateLM):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
         contexts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         found = [""] * len(requests)
-        with self._bar(len(requests)) as bar:
+        with self.bar(len(requests)) as bar:
             for members in groups.values():
                 members.sort(key=lambda i: (-len(contexts[i]), contexts[i]))
                 for part in _parts(members, self.batch_size):
@@ -164,7 +164,8 @@ class CausalLM(TemplateLM):
             end = row.index(self.eot_token_id) if self.eot_token_id in row else len(row)
             yield postprocess_generated_text(self.tok_decode(row[:end]), until, None)
 
-    def _bar(self, total: int) -> tqdm:
+    def bar(self, total: int) -> tqdm:
+        """Progress on stderr, named by `label`."""
         return tqdm(total=total, desc=self.label, disable=self._hidden, leave=False, file=self._stream)
 
 

@@ -4,12 +4,9 @@ Each task has a folder of its own under `data_dir`. A file may be compressed (.x
 a task in several forms, the first form whose files are all there is read.
 """
 
-import bz2
-import gzip
 import hashlib
 import io
 import json
-import lzma
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nestling.errors import InputError
+from nestling.files import UNREADABLE, open_bytes, present
 
 Row = dict[str, Any]
 Reader = Callable[..., list[Row]]
-
-_OPENERS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".xz": lzma.decompress,
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-}
 
 
 @dataclass(frozen=True)
@@ -193,11 +184,6 @@ def locate(data_dir: Path, task: str) -> tuple[Form, list[Path]]:
     )
 
 
-def present(path: Path) -> Path | None:
-    """`path`, or where it lies compressed; None where it does not."""
-    return next((p for suffix in _OPENERS if (p := path.with_name(path.name + suffix)).is_file()), None)
-
-
 def load(data_dir: Path, task: str) -> Found:
     """The rows of `task`. InputError for missing files (see `locate`) and for what is not in the form it should be."""
     form, paths = locate(data_dir, task)
@@ -212,11 +198,12 @@ def load(data_dir: Path, task: str) -> Found:
     return Found(rows, hashlib.sha256(b"\0".join(contents)).hexdigest(), form.note)
 
 
-def content(path: Path) -> bytes:
-    """What a file holds, uncompressed. InputError for one that cannot be read."""
+def content(path: Path, size: int = -1) -> bytes:
+    """What a file holds, unpacked; of it the first `size` bytes, if given. InputError for one that cannot be read."""
     try:
-        return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes())
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        with open_bytes(path) as file:
+            return file.read(size)
+    except UNREADABLE as error:
         raise InputError(f"data_dir: '{path}' cannot be read ({error}); restore it.") from None
 
 

@@ -22,6 +22,11 @@ class Task:
     rows: int
     metrics: tuple[str, ...]
 
+    @property
+    def about(self) -> str:
+        """What it is, in a few words."""
+        return f"lm-eval's, {self.rows:,} rows: {', '.join(self.metrics)}"
+
 
 TASKS = {
     "wikitext": Task("wikitext/wikitext.yaml", 62, ("word_perplexity", "bits_per_byte")),
@@ -47,12 +52,14 @@ class Loaded:
 
 def check(names: Iterable[str], data_dir: Path | None = None) -> None:
     """Raise InputError for an unknown task, or one whose files are missing in `data_dir`."""
+    from nestling.evaluate import questions  # slow to import
+
     for name in names:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5)
+        if name not in TASKS and name not in questions.TASKS:
+            near = difflib.get_close_matches(name, [*TASKS, *questions.TASKS], n=2, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else "."
-            raise InputError(f"tasks: '{name}' is unknown: choose among {', '.join(TASKS)}{hint}")
-        if data_dir is not None:
+            raise InputError(f"tasks: '{name}' is unknown: choose among {', '.join(TASKS)}, or see --list{hint}")
+        if data_dir is not None and name in TASKS:
             local.locate(data_dir, name)
 
 

@@ -196,9 +196,10 @@ def scored(made: Any, course: Course, task: Task, text: Material, examples: Sequ
     return {name: round(100 * value, 2) for name, value in found.items()}
 
 
-def folder(name: str) -> Path:
-    """The folder `name` inside $NESTLING_DATA. Raises InputError where there is none."""
-    path = Path(os.environ.get("NESTLING_DATA", "")) / name
-    if "NESTLING_DATA" not in os.environ or not path.is_dir():
-        raise InputError(f"NESTLING_DATA: it names no folder that holds '{name}'; set it to one.")
-    return path
+def folder(*names: str) -> Path:
+    """The first of these folders that is inside $NESTLING_DATA. Raises InputError where there is none."""
+    paths = [Path(os.environ.get("NESTLING_DATA", "")) / name for name in names]
+    found = [path for path in paths if path.is_dir()] if "NESTLING_DATA" in os.environ else []
+    if not found:
+        raise InputError(f"NESTLING_DATA: it names no folder that holds '{names[0]}'; set it to one.")
+    return found[0]

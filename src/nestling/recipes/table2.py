@@ -1,30 +1,22 @@
 """Table 2: language modeling and common-sense reasoning of models trained here, by lm-eval's tasks.
 
 The tasks' rows come from $NESTLING_DATA, a folder of original files (see `nestling.evaluate.local`), or else from the
-hub. At scales cpu and gpu the text is the books in that folder, where there are any, or else this machine's
-documentation.
+hub.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import Any
 
-from nestling import models
-from nestling.evaluate import local
 from nestling.evaluate.tasks import TASKS
-from nestling.files import replacing
-from nestling.models.registry import configuration
+from nestling.recipes import language
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, matching
-from nestling.recipes.scales import Cost, Scaled, named, total, training
+from nestling.recipes.language import Size, trained
+from nestling.recipes.scales import Cost, Scaled, named
 from nestling.train.config import TrainConfig
-from nestling.train.loop import train
 from nestling.train.machine import pick_device
 
 COLUMNS = {
@@ -47,7 +39,7 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
         "samba": (21.07, 22.85, 39.2, 68.9, 47.8, 53.1, 65.8, 34.9, 38.9, 63.1),
         "retnet": (25.77, 24.19, 34.5, 66.8, 41.2, 51.9, 63.6, 32.5, 38.8, 56.2),
         "deltanet": (24.52, 24.38, 36.8, 67.3, 44.5, 51.8, 64.2, 32.7, 39.6, 60.1),
-        "rwkv7": (23.75, 23.08, 37.1, 67.3, 47.6, 52.2, 64.7, 34.2, 39.4, 61.9),
+        "rwkv-7": (23.75, 23.08, 37.1, 67.3, 47.6, 52.2, 64.7, 34.2, 39.4, 61.9),
         "comba": (22.41, 22.19, 37.5, 66.9, 48.2, 52.4, 65.1, 34.1, 40.1, 62.8),
         "ttt-mlp": (24.17, 23.51, 34.7, 67.3, 43.9, 51.0, 64.5, 33.8, 40.2, 59.6),
         "memora": (22.28, 22.31, 38.2, 67.8, 49.3, 53.3, 63.6, 36.1, 40.9, 63.0),
@@ -60,7 +52,7 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
         "samba": (16.15, 13.21, 45.2, 71.5, 53.8, 55.8, 69.1, 36.7, 40.6, 63.0),
         "retnet": (18.91, 17.04, 41.2, 71.3, 49.1, 55.2, 67.5, 34.1, 41.4, 61.0),
         "deltanet": (18.62, 17.10, 41.6, 70.1, 49.4, 52.7, 67.6, 35.2, 39.7, 54.8),
-        "rwkv7": (18.44, 15.96, 46.7, 72.4, 54.9, 57.5, 71.6, 38.2, 40.7, 60.4),
+        "rwkv-7": (18.44, 15.96, 46.7, 72.4, 54.9, 57.5, 71.6, 38.2, 40.7, 60.4),
         "comba": (18.16, 14.87, 46.9, 73.1, 54.5, 57.7, 72.0, 39.1, 40.2, 60.6),
         "ttt-mlp": (18.42, 14.51, 46.8, 72.9, 55.2, 59.0, 71.8, 39.5, 39.8, 59.6),
         "memora": (15.90, 12.04, 48.7, 73.1, 56.0, 57.4, 71.5, 37.9, 40.2, 61.3),
@@ -73,45 +65,11 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
 MODELS = ("hope", "transformer++", *(name for name in PAPER["760m"] if name not in ("hope", "transformer++")))
 
 
-@dataclass(frozen=True)
-class Size:
-    """The numbers of one scale.
-
-    Attributes:
-        steps: of training, by the size of the models.
-        length: tokens of a training sequence, and of context at most in evaluation.
-        batch: sequences of a step.
-        limit: rows of each task at most; None: all.
-        books: bytes of the books' beginning to train on.
-        seeds: runs of each model.
-        data: the text, see TrainConfig; empty: books or documentation.
-        tokenizer, rate: see TrainConfig.
-        shape: fields of the models in place of their size's.
-        more: other fields of TrainConfig.
-    """
-
-    steps: dict[str, int]
-    length: int
-    batch: int
-    limit: int | None
-    books: int = 2**27
-    seeds: Sequence[int] = (0,)
-    data: str = ""
-    tokenizer: str = "bpe:4096"
-    rate: float = 4e-3
-    shape: dict[str, Any] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
-
-
-CPU = {"threads": 1, "device": "cpu"}
-GPU = {"precision": "bfloat16"}
 SIZES = {
-    "cpu": Size({"nano": 300}, 256, 8, 100, books=2**23, shape={"num_hidden_layers": 2}, more=CPU),
-    "gpu": Size({"micro": 1500}, 1024, 32, 1000, rate=2e-3, more=GPU),
-    "paper": Size({"760m": 57_000, "1.3b": 190_000}, 4096, 128, None, rate=1e-3, tokenizer="bpe:32000",
-                  data="hub:HuggingFaceFW/fineweb-edu:sample-100BT", more=GPU | {"accumulate": 64}),
-}  # fmt: skip
-"""The paper's models read 30B and 100B tokens."""
+    "cpu": Size({"nano": 300}, 256, 8, 100, books=2**23, shape={"num_hidden_layers": 2}, more=language.CPU),
+    "gpu": Size({"micro": 1500}, 1024, 32, 1000, rate=2e-3, more=language.GPU),
+    "paper": Size({"760m": 57_000, "1.3b": 190_000}, 4096, 128, None, **language.PAPER),
+}
 
 
 def cells(size: Size, found: Found) -> Iterator[Cell]:
@@ -119,68 +77,28 @@ def cells(size: Size, found: Found) -> Iterator[Cell]:
     for name in size.steps:
         for seed in size.seeds:
             for model in MODELS:
-                yield _base(size, name, model) | {"seed": seed}
-
-
-def _base(size: Size, name: str, model: str) -> Cell:
-    how = {"length": size.length, "batch": size.batch, "lr": size.rate, "limit": size.limit}
-    return {"model": model, "size": name, "steps": size.steps[name], **how}
+                yield size.cell(name, model) | {"seed": seed}
 
 
 def run(size: Size, cell: Cell) -> Row:
     """Train one model on text and evaluate it: the metrics of each task, and what is to be known of its rows."""
+    with trained(size, cell, cell["model"]) as (folder, config, row):
+        return row | measured(folder, config, cell["limit"])
+
+
+def measured(folder: Path, config: TrainConfig, limit: int | None) -> Row:
+    """The metrics of every task, and what is to be known of their rows, of a model just trained."""
     from nestling.evaluate.benchmarks import measure
     from nestling.evaluate.harness import load
 
-    data_dir = _originals()
-    config = TrainConfig(
-        model=cell["model"],
-        size=cell["size"],
-        fields=size.shape,
-        data=size.data or _text(data_dir, size.books),
-        tokenizer=size.tokenizer,
-        steps=cell["steps"],
-        batch_size=cell["batch"],
-        sequence_length=cell["length"],
-        learning_rate=cell["lr"],
-        seed=cell["seed"],
-        evaluate_every=cell["steps"],
-        checkpoint_every=cell["steps"],
-        keep=1,
-        **size.more,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        trained = train(config, Path(folder) / "run", progress=False)
-        device = pick_device(config.device)
-        lm = load(Path(folder) / "run", device, max_length=cell["length"], progress=False)
-        rows = {task: measure(lm, task, data_dir, cell["limit"])[0] for task in TASKS}
-    bits = {"valid_bpb": round(trained["valid_bpb"], 4), "parameters": trained["parameters"]}
+    lm = load(folder, pick_device(config.device), max_length=config.sequence_length, progress=False)
+    rows = {task: measure(lm, task, language.originals(), limit)[0] for task in TASKS}
     metrics = {task: {name: _rounded(value) for name, value in row["metrics"].items()} for task, row in rows.items()}
-    return bits | {"metrics": metrics, "notes": [note for row in rows.values() for note in row["notes"]]}
+    return {"metrics": metrics, "notes": [note for row in rows.values() for note in row["notes"]]}
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def _originals() -> Path | None:
-    """$NESTLING_DATA, if it is set."""
-    given = os.environ.get("NESTLING_DATA")
-    return Path(given) if given else None
-
-
-def _text(data_dir: Path | None, size: int) -> str:
-    """The path of the books' first `size` bytes, unpacked into the folder of caches; "english" without books."""
-    packed = local.present(data_dir / "books" / "train.txt") if data_dir else None
-    if packed is None:
-        return "english"
-    root = Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
-    path = root / "texts" / f"books-{size}.txt"
-    if not path.is_file():
-        begun = local.content(packed)[:size].decode("utf-8", "ignore")
-        with replacing(path) as scratch:
-            scratch.write_text(begun.replace("\0", "\n\n"), encoding="utf-8")
-    return str(path)
 
 
 def table(size: Size, found: Found) -> Table:
@@ -188,10 +106,9 @@ def table(size: Size, found: Found) -> Table:
     lines, notes = [], []
     for name in size.steps:
         for model in MODELS:
-            rows = [row for row in matching(found, _base(size, name, model)) if "metrics" in row]
+            rows = [row for row in matching(found, size.cell(name, model)) if "metrics" in row]
             if rows:
-                values = [[_value(row, *column) for column in COLUMNS.values()] for row in rows]
-                lines.append([model, name, f"{len(rows)}", *_said(values)])
+                lines.append([model, name, f"{len(rows)}", *_said([figures(row) for row in rows])])
                 notes = rows[0]["notes"]
     for name, reported in PAPER.items():
         lines += [[model, name, "paper", *_said([reported[model]])] for model in MODELS]
@@ -205,9 +122,10 @@ def table(size: Size, found: Found) -> Table:
     return Table("Table 2", ["model", "size", "seeds", *COLUMNS, "Avg."], lines, [*about, *notes])
 
 
-def _value(row: Row, task: str, metric: str) -> float:
-    value = row["metrics"][task][metric]
-    return value if "perplexity" in metric else 100 * value
+def figures(row: Row) -> list[float]:
+    """What COLUMNS show of a row that was `measured`: perplexities, then accuracies in percent."""
+    found = [row["metrics"][task][metric] for task, metric in COLUMNS.values()]
+    return found[:2] + [100 * value for value in found[2:]]
 
 
 def _said(values: Sequence[Sequence[float]]) -> list[str]:
@@ -223,16 +141,8 @@ def _digits(value: float, digits: int) -> str:
 
 
 def cost(scale: str) -> Cost:
-    """Training all models; evaluation is small beside it."""
-    size, costs = SIZES[scale], []
-    vocabulary, tokens = int(size.tokenizer.partition(":")[2]), size.batch * size.length
-    for name, steps in size.steps.items():
-        shape = models.sizes()[name] | {"vocab_size": vocabulary} | size.shape
-        count = models.parameters(configuration("transformer++", **shape))  # as many as every other model of the size
-        at_once = tokens // size.more.get("accumulate", 1)
-        one = training(count, steps * tokens, at_once, shape["hidden_size"], shape["num_hidden_layers"])
-        costs += [one] * (len(MODELS) * len(size.seeds))
-    return total(costs)
+    """Of training all models."""
+    return SIZES[scale].cost(len(MODELS) * len(SIZES[scale].seeds))
 
 
 def table2_at(scale: str) -> Study:

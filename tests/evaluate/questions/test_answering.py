@@ -10,7 +10,7 @@ from nestling import models
 from nestling.data import ByteTokenizer
 from nestling.errors import InputError
 from nestling.evaluate.context import _starts, loss_by_context
-from nestling.evaluate.questions import TASKS, Example, Material, answers, batch, evaluate
+from nestling.evaluate.questions import TASKS, Example, Material, answers, batch, evaluate, surprise
 from nestling.evaluate.questions.answering import stream
 
 PROMPTS = ["A short one:", "One that is quite a bit longer than the first, in fact more than one segment long.", "x"]
@@ -45,6 +45,18 @@ def test_batches_and_segments_change_nothing(model):
 def test_pieces_become_whole_segments():
     parts = list(stream(TOKENIZER, ["abc", "", "defgh", "i"], 4))
     assert [TOKENIZER.decode(part) for part in parts] == ["abcd", "efgh", "i"]
+
+
+def test_a_surprise_is_the_loss_of_the_target(model):
+    for target in (" mat.", "x"):
+        example = Example(("The cat sat on", " the"), "?", [[target]], target)
+        ids = torch.from_numpy(TOKENIZER.encode(example.prompt + target).astype(np.int64))[None]
+        labels = ids.clone()
+        labels[:, : -len(target)] = -100
+        with torch.no_grad():
+            whole = model(ids, labels=labels).loss.item() * len(target)
+        for segment in (4096, 5):
+            assert surprise(model, TOKENIZER, example, segment) == pytest.approx(whole, rel=1e-4)
 
 
 def test_evaluate_scores_the_first_examples(model, everything):

@@ -1,6 +1,6 @@
 """Tasks of our own: seeded examples and the scores of the papers they are from. One small file a family."""
 
-from nestling.evaluate.questions.answering import answers, evaluate
+from nestling.evaluate.questions.answering import answers, evaluate, surprise
 from nestling.evaluate.questions.babilong import BABILONG
 from nestling.evaluate.questions.kalamang import KALAMANG
 from nestling.evaluate.questions.needles import NEEDLES
@@ -9,7 +9,15 @@ from nestling.evaluate.questions.task import Example, Material, Task
 from nestling.evaluate.questions.training import batch
 from nestling.evaluate.questions.translation import TRANSLATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (*NEEDLES, *BABILONG, *RECALL, *TRANSLATION, KALAMANG)}
+GROUPS: dict[str, tuple[Task, ...]] = {
+    "needles": tuple(NEEDLES),
+    "babilong": tuple(BABILONG),
+    "recall": tuple(RECALL),
+    "translation": (*TRANSLATION, KALAMANG),
+}
+TASKS: dict[str, Task] = {task.name: task for group in GROUPS.values() for task in group}
 """By name; whoever is listed here inherits the tests of all tasks."""
+IN_PROSE = {task.name for task in (*NEEDLES, *BABILONG)}
+"""Those that hide something in a text."""
 
-__all__ = ["TASKS", "Example", "Material", "Task", "answers", "batch", "evaluate"]
+__all__ = ["GROUPS", "IN_PROSE", "TASKS", "Example", "Material", "Task", "answers", "batch", "evaluate", "surprise"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
 
 from nestling.data import Tokenizer
 from nestling.errors import InputError
@@ -61,6 +62,25 @@ def answers(
         model.train(training)
 
 
+@torch.no_grad()
+def surprise(model: Any, tokenizer: Tokenizer, example: Example, segment: int = SEGMENT) -> float:
+    """Nats of the example's target behind its prompt, all tokens of the target together."""
+    training = model.training
+    model.eval()
+    try:
+        device, logits, cache = next(model.parameters()).device, None, None
+        for part in stream(tokenizer, example.pieces(), segment):
+            output = model(part[None].to(device), cache=cache, use_cache=True, logits_to_keep=1)
+            logits, cache = output.logits[0], output.cache
+        target = torch.from_numpy(tokenizer.encode(example.target).astype(np.int64)).to(device)
+        assert logits is not None
+        if len(target) > 1:
+            logits = torch.cat([logits, model(target[None, :-1], cache=cache, use_cache=True).logits[0]])
+        return cross_entropy(logits.float(), target, reduction="sum").item()
+    finally:
+        model.train(training)
+
+
 def stream(tokenizer: Tokenizer, pieces: Iterable[str], segment: int) -> Iterator[Tensor]:
     """Ids `(T,)` int64 of the pieces, each encoded on its own, in segments of `segment` tokens; the last is shorter."""
     held: list[np.ndarray] = []
@@ -82,10 +102,10 @@ def encoded(tokenizer: Tokenizer, example: Example) -> Tensor:
     return torch.cat(list(stream(tokenizer, example.pieces(), SEGMENT)))
 
 
-def _padded(prompts: Sequence[Tensor], pad: int, segment: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _padded(prompts: Sequence[Tensor], end: int, segment: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(ids (B, T), mask (B, T)) of segments; the first holds all the padding, so it is longer where need be."""
     longest, shortest = max(map(len, prompts)), min(map(len, prompts))
-    ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0), value=pad) for prompt in prompts])
+    ids = torch.stack([pad(prompt, (longest - len(prompt), 0), value=end) for prompt in prompts])
     mask = torch.stack([torch.arange(longest) >= longest - len(prompt) for prompt in prompts])
     first = min(longest, max(segment, longest - shortest + 1))
     yield ids[:, :first], mask[:, :first]

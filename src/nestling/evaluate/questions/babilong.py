@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.data.packed import UNREADABLE, open_text
 from nestling.data.prose import sentences
 from nestling.errors import InputError
 from nestling.evaluate.questions.scores import one_label
 from nestling.evaluate.questions.task import Example, Material, Task, dice, needed
+from nestling.files import UNREADABLE, open_text
 
 TASKS = range(1, 6)
 SHORTEST = 10

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestling.data.packed import UNREADABLE, open_text
 from nestling.errors import InputError
+from nestling.files import UNREADABLE, open_text
 
 Answers = Sequence[Sequence[str]]
 """Alternatives, each of all its parts."""

@@ -11,10 +11,10 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from nestling.data.packed import UNREADABLE, open_text
 from nestling.errors import InputError
 from nestling.evaluate.questions.scores import chrf, corpus_chrf
 from nestling.evaluate.questions.task import Example, Material, Task, dice, needed
+from nestling.files import UNREADABLE, open_text
 
 HELD_OUT = 10
 """One sentence in so many is asked for."""

@@ -7,6 +7,7 @@ task's patterns is taken. What the formats are, `formats` says; what the scores 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from nestling.errors import InputError
@@ -46,9 +47,15 @@ def found(data: Path, name: str) -> Path:
     )
 
 
+@cache
+def _rows(path: Path) -> tuple[Entry, ...]:
+    """The rows of a file, read once."""
+    return tuple(entries(path))
+
+
 def make(task: Task, material: Material, seed: int, length: int | None) -> Iterator[Example]:
     """Every row of the file once, in an order that the seed decides (0: the file's), but those longer than `length`."""
-    rows = list(entries(found(needed(material.data, "data", task), task.name)))
+    rows = list(_rows(found(needed(material.data, "data", task), task.name)))
     if seed:
         dice(task.name, seed).shuffle(rows)
     for row in rows:
