@@ -84,6 +84,6 @@ def inlined(svg: str, name: str, label: str) -> str:
     opening = (
         f'<svg class="{"broad" if width > 1100 else "slim"} {"painted" if painted else "drawn"}" '
         f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[3]}" '
-        f'width="{width:.0f}" style="min-width: {0.6 * width:.0f}px" role="img" aria-label="{escape(label)}">'
+        f'width="{width:.0f}" style="min-width: {0.55 * width:.0f}px" role="img" aria-label="{escape(label)}">'
     )
     return opening + body[head.end() :].strip()

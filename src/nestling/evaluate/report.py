@@ -49,7 +49,8 @@ def render(runs: Sequence[Run], studies: Sequence[Finding] = ()) -> str:
         about = re.sub("<(/?)h([23])", lambda tag: f"<{tag[1]}h{int(tag[2]) + 1}", about)
         about = f'<section class="study" id="runs"><h2>{escape(_title(runs))}</h2>{about}</section>'
     day = datetime.date.today().strftime("%-d %B %Y")
-    made = f'<p class="quiet">{day} · nestling {escape(nestling.__version__)}</p>'
+    spread = "± is the standard deviation, over seeds unless a note says otherwise"
+    made = f'<p class="quiet about">{day} · nestling {escape(nestling.__version__)} · {spread}</p>'
     others = [("runs", _title(runs), counted(len(runs), "run"))] if runs else []
     head = f"<header><h1>{escape(heading)}</h1>{made}</header>"
     return document(heading, "\n".join([head, contents(studies, others), *map(section, studies), about]))
