@@ -119,6 +119,12 @@ def test_a_model_with_a_maximum_length_and_one_of_transformers(folder, data, tmp
     ]
 
 
+def test_every_translation_is_of_a_language_of_its_own(folder):
+    lm = harness.load(folder, torch.device("cpu"), progress=False)
+    posed = asked.pose(lm, "translation-first", asked.Ask(2400, 3), None)
+    assert len({example.question.split()[0] for example in posed.examples}) == 3
+
+
 def test_errors_are_those_of_resampling(folder, data, monkeypatch):
     lm = harness.load(folder, torch.device("cpu"), progress=False)
     posed = asked.pose(lm, "squad", asked.Ask(), data)
