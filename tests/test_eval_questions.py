@@ -141,7 +141,7 @@ def test_errors_are_those_of_resampling(folder, data, monkeypatch):
         (["FOLDER", "--tasks", "niah-single-1"], "length: the task 'niah-single-1' needs it"),
         (["FOLDER", "--tasks", "squad", "--length", "3"], "length: no example of 'squad' is as short as 3 tokens"),
         (["FOLDER", "--tasks", "squad", "--examples", "0"], "examples: 0 is not allowed"),
-        (["FOLDER", "--tasks", "drop"], "data_dir: '"),
+        (["FOLDER", "--tasks", "squad,drop"], "data_dir: '"),
         (["FOLDER", "--tasks", "niah-sing-1"], "did you mean niah-single-1"),
         (["--tasks", "squad"], "folder: none is given"),
     ],
