@@ -105,7 +105,8 @@ def stop_at(monkeypatch, segment):
     monkeypatch.setattr(running.Learner, "_learn", interrupted)
 
 
-def test_it_reads_notes_and_shows(folder, texts, tmp_path, capsys):
+def test_it_reads_notes_and_shows(folder, texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # so that a long path is not folded
     old = tmp_path / "old.txt"
     old.write_text("What was known before.\n" * 20)
     there = tmp_path / "memory"

@@ -148,6 +148,7 @@ def test_the_slowest_extra_block_comes_first():
     assert widths([FAST, SLOW], None) == {}
 
 
+@pytest.mark.paper("Sec. 7.3, stacking")
 @pytest.mark.parametrize("where", ["depth", "shared"])
 @pytest.mark.parametrize("name", STACKED)
 def test_stacked_it_is_the_original_and_unstacked_it_is_the_same(name, where):

@@ -1,9 +1,15 @@
-"""Run folders as `nestling train` and the demo write them, made up."""
+"""Run folders as `nestling train` and the demo write them, and studies as recipes tell of them, made up."""
 
 import json
 import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+
+from nestling.evaluate.studies import Finding
+from nestling.recipes import plots
 
 MEMORY = {"kind": "memory", "unit": "token", "context": "keys and values", "objective": "L2", "rule": "DGD"}
 WEIGHTS = {"name": "weights", "kind": "weights", "period": 1, "unit": "step", "parameters": 1_204_000}
@@ -68,3 +74,44 @@ def write_run():
 def runs(tmp_path):
     """Two evaluated runs, the first better in loss and slower."""
     return [write(tmp_path / "hope"), write(tmp_path / "transformer++", "transformer++", 2.2)]
+
+
+@pytest.fixture(scope="session")
+def drawing():
+    """Text of an SVG file, with clipped lines, markers and names."""
+    return draw()
+
+
+@pytest.fixture(scope="session")
+def painting():
+    """The same with a picture in it."""
+    return draw([[1, 2], [3, 4]])
+
+
+def draw(picture=None):
+    """Three plots beside each other."""
+    figure, axes = plots.panels(3)
+    for axis in axes:
+        axis.plot([1, 2, 3], [1, 4, 9], "-o", color="#111111", label="<Hope> & others")
+        plots.legend(axis)
+    if picture is not None:
+        axes[1].imshow(picture, extent=(1, 2, 1, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        return plots.save(figure, Path(folder) / "drawing.svg").read_text()
+
+
+@pytest.fixture
+def studies(drawing, painting):
+    """Two studies with the same drawing: one complete, with the paper's numbers; one under way, with a failure."""
+    columns, commands = ["model", "bin 0", "paper at 4K"], {"nestling recipe x --scale gpu": "runs <what> is missing"}
+    rows = [["hope", "99.1 ± 0.3", "100"], ["<b>bold</b> & co", "none", ""], ["  in the paper", "97.0", ""]]
+    machine = MACHINE | {"device": "cpu"}
+    cells = [{"model": "hope", "lr": 1e-3 * i, "seed": 0, "fields": {"chunk_size": 16}} for i in range(20)]
+    shared = {"columns": columns, "commands": commands, "results": "results/<x>.jsonl", "figure": drawing}
+    done = Finding("table5", "Table 5: formal <languages>", "Accuracy & more", rows=rows, **shared)
+    done = replace(done, cells=cells[:3], machines=[machine] * 3, seconds=7200.0, notes=["Width < 32."], others=2)
+    done = replace(done, dates=["2026-11-24T23:00:00+00:00", "2026-11-25T01:00:00+00:00"])
+    under_way = Finding("table5-gpu", "Table 5 (scale gpu)", "Accuracy", rows=rows[:1], **shared)
+    under_way = replace(under_way, cells=cells[:1], missing=[cell | {"seed": s} for s in range(1, 6) for cell in cells])
+    others = [machine, machine | {"commit": "0123456789abcdef-dirty"}, machine]
+    return [done, replace(under_way, machines=others, failed=["lr 2: <inf>"], figure=painting)]

@@ -121,5 +121,5 @@ def test_the_program_reports(finished, tmp_path, capsys):
     out, _ = finished
     page = tmp_path / "page.html"
     assert cli.main(["report", *(str(out / name) for name in LEARNING_RATES), "--out", str(page), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"page": str(page), "runs": 2}
+    assert json.loads(capsys.readouterr().out) == {"page": str(page), "runs": 2, "studies": {}, "left_out": []}
     assert "<h2>Results</h2>" in page.read_text()

@@ -45,7 +45,7 @@ class Recipe(Command):
                 raise InputError(f"scale: '{self.name}' has no scale '{self.scale}'; leave it out.")
             recipe = partial(recipe, scale=self.scale)
         return recipe(
-            _folder() if self.out is None else self.out, lambda text: print(text, file=sys.stderr, flush=True)
+            results_folder() if self.out is None else self.out, lambda text: print(text, file=sys.stderr, flush=True)
         )
 
     def show(self, result: dict[str, Any]) -> str:
@@ -64,6 +64,7 @@ class Recipe(Command):
         return f"interrupted; nestling recipe {self.name} continues after the last finished run"
 
 
-def _folder() -> Path:
+def results_folder() -> Path:
+    """Where results lie unless another folder is named: benchmarks/results of a source checkout, else runs/recipes."""
     root = Path(__file__).resolve().parents[3]
     return root / "benchmarks/results" if (root / ".git").exists() else Path("runs/recipes")

@@ -1,17 +1,22 @@
-"""One HTML page from run folders: what was measured, curves, levels, a sample of each model, how to do it again."""
+"""One HTML page from studies and run folders: what was measured, how it compares, how to do it again.
 
-import dataclasses
+Of a run: results, curves, levels, a sample of the model, configuration. Of a study: see `nestling.evaluate.studies`.
+"""
+
 import datetime
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import nestling
 from nestling.evaluate.charts import Line, chart, thinned
 from nestling.evaluate.compare import measures, verdict
+from nestling.evaluate.markup import details, document, facts, scroll, written
 from nestling.evaluate.runs import Run, load, title
+from nestling.evaluate.studies import Finding, contents, counted, section
 from nestling.files import replacing
 from nestling.levels import System
 
@@ -19,30 +24,35 @@ _SERIES = 6  # colours in page.css
 _WIDE, _NARROW = 480, 350
 
 
-def report(runs: Sequence[Path], out: Path) -> Path:
-    """Write the page of these runs to `out` and return that path; an earlier page is replaced as a whole.
+def report(runs: Sequence[Path], out: Path, studies: Sequence[Finding] = ()) -> Path:
+    """Write the page of these studies and runs to `out` and return that path; an earlier page is replaced as a whole.
 
     The page needs nothing but itself. See `nestling.evaluate.runs` for the files that are read. Sections without data
-    are left out. Raises InputError for a folder that holds no readable run.
+    are left out. Raises InputError for a folder that holds no readable run, and where there is neither run nor study.
     """
-    page = render(load(runs))
+    page = render(load(runs) if runs or not studies else [], studies)
     with replacing(out) as scratch:
         scratch.write_text(page, encoding="utf-8")
     out.chmod(0o644)
     return out
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page as text."""
-    sections = (_head, _results, _curves, _levels, _samples, _settings, _origin)
-    style = files("nestling.evaluate").joinpath("page.css").read_text(encoding="utf-8")
-    body = "\n".join(part for section in sections for part in section(runs))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(_title(runs))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n"
-        "</main>\n</body>\n</html>\n"
-    )
+def render(runs: Sequence[Run], studies: Sequence[Finding] = ()) -> str:
+    """The page as text: all about the runs, or an overview, the studies, and the runs as one more section."""
+    parts = (_results, _curves, _levels, _samples, _settings, _origin)
+    about = "\n".join(piece for part in parts if runs for piece in part(runs))
+    if not studies:
+        return document(_title(runs), "\n".join([*_head(runs), about]))
+    heading = f"{counted(len(studies), 'study', 'studies')} of Nested Learning"
+    if runs:
+        heading += f" and {counted(len(runs), 'run')}"
+        about = re.sub("<(/?)h([23])", lambda tag: f"<{tag[1]}h{int(tag[2]) + 1}", about)
+        about = f'<section class="study" id="runs"><h2>{escape(_title(runs))}</h2>{about}</section>'
+    day = datetime.date.today().strftime("%-d %B %Y")
+    made = f'<p class="quiet">{day} · nestling {escape(nestling.__version__)}</p>'
+    others = [("runs", _title(runs), counted(len(runs), "run"))] if runs else []
+    head = f"<header><h1>{escape(heading)}</h1>{made}</header>"
+    return document(heading, "\n".join([head, contents(studies, others), *map(section, studies), about]))
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -76,8 +86,8 @@ def _results(runs: Sequence[Run]) -> Iterator[str]:
         rows.append(f'<tr><th scope="row">{escape(row.name)}</th>{"".join(cells)}</tr>')
     if rows:
         yield "<h2>Results</h2>"
-        yield f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>'
-        yield f"<tbody>{''.join(rows)}</tbody></table></div>"
+        table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        yield scroll(table, "Results")
         if len({_model(run) for run in runs}) == len(runs) > 1:
             yield '<p class="quiet note">One run of each: another seed moves the losses a little.</p>'
 
@@ -162,34 +172,32 @@ def _settings(runs: Sequence[Run]) -> Iterator[str]:
     """What differs between runs, then everything they share."""
     flat = [{**_flat(run.train), **_flat(run.config.get("model", {}), "model.")} for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
-    texts = {key: [_text(settings.get(key)) for settings in flat] for key in keys}
+    texts = {key: [written(settings.get(key)) for settings in flat] for key in keys}
     different = [key for key in keys if len(set(texts[key])) > 1]
     shared = [key for key in keys if key not in different]
     if not keys:
         return
     yield "<h2>Configuration</h2>"
     if different:
-        head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-        yield f'<div class="scroll"><table class="facts"><thead><tr><td></td>{head}</tr></thead><tbody>'
-        yield "".join(_row(key, texts[key]) for key in different) + "</tbody></table></div>"
+        yield scroll(
+            facts([(key, texts[key]) for key in different], [run.name for run in runs]), "Settings that differ"
+        )
     if shared:
         title = "The same for all of them" if len(runs) > 1 else "All settings"
-        rows = "".join(_row(key, texts[key][:1]) for key in shared)
-        yield f"<details{' open' * (not different)}><summary>{title}: {len(shared)} settings</summary>"
-        yield f'<table class="facts"><tbody>{rows}</tbody></table></details>'
+        rows = facts([(key, texts[key][:1]) for key in shared])
+        yield details(f"{title}: {len(shared)} settings", rows, unfolded=not different)
 
 
 def _origin(runs: Sequence[Run]) -> Iterator[str]:
     """Machine, data, commit, command."""
-    machine = {key: _text(value) for key, value in runs[0].config.get("machine", {}).items()}
-    data = {f"data {key}": _text(value) for key, value in runs[0].config.get("data", {}).items()}
+    machine = {key: written(value) for key, value in runs[0].config.get("machine", {}).items()}
+    data = {f"data {key}": written(value) for key, value in runs[0].config.get("data", {}).items()}
     folders = {"runs": ", ".join(str(run.folder) for run in runs)}
     yield "<h2>To do it again</h2>"
     commands = list(dict.fromkeys(run.results.get("command") or _command(run) for run in runs))
     yield f"<pre>{escape(chr(10).join(commands))}</pre>"
-    rows = "".join(_row(key, [value]) for key, value in {**machine, **data, **folders}.items())
-    yield "<details open><summary>Machine and data</summary>"
-    yield f'<table class="facts"><tbody>{rows}</tbody></table></details>'
+    rows = facts([(key, [value]) for key, value in {**machine, **data, **folders}.items()])
+    yield details("Machine and data", rows, unfolded=True)
 
 
 def _figure(title: str, note: str, drawing: Callable[[int, int], str]) -> str:
@@ -227,21 +235,9 @@ def _cell(text: str, best: bool) -> str:
     return f'<td class="best">{escape(text)}</td>' if best else f"<td>{escape(text)}</td>"
 
 
-def _row(key: str, values: Sequence[str]) -> str:
-    return f"<tr><td>{escape(key)}</td>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
-
-
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings under dotted names."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if dataclasses.is_dataclass(value) or isinstance(value, list | dict):
-        return json.dumps(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

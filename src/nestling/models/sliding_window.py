@@ -1,5 +1,7 @@
 """Sliding-window attention: the Transformer++ whose tokens see a window only, so that its state stops growing."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from nestling.errors import InputError
@@ -14,6 +16,8 @@ class SlidingWindowConfig(TransformerPPConfig):
 
     sliding_window: a token sees itself and this many minus one before it.
     """
+
+    growing_state: ClassVar[bool] = False
 
     sliding_window: int = 2048
 

@@ -7,6 +7,7 @@ on one study: each takes the next cell that nobody runs.
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import hashlib
 import json
@@ -38,7 +39,11 @@ PATIENCE = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What people read of a study: texts, and sentences below them."""
+    """What people read of a study: texts, and sentences below them.
+
+    Numbers that the paper itself reports are in rows or columns of their own; the word "paper" in one of the row's
+    cells, or in the column's heading, tells them from ours.
+    """
 
     title: str
     columns: Sequence[str]
@@ -94,7 +99,9 @@ class Study:
                 except InputError as error:
                     result = {"failed": str(error)}
                 seconds = round(time.monotonic() - begun, 1)
-                _append(path, {"key": key(cell), **cell, **result, "seconds": seconds, "machine": machine})
+                date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                ended = {"seconds": seconds, "date": date, "machine": machine}
+                _append(path, {"key": key(cell), **cell, **result, **ended})
             ran += 1
             say(f"{self.name} {', '.join(f'{k} {v}' for k, v in cell.items())}: {_brief(result)}")
         mine = {key(cell): found[key(cell)] for cell in self.cells(found)}

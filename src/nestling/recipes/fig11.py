@@ -151,7 +151,7 @@ def draw(found: Found) -> Figure:
         axes.set(xlabel="step", ylabel=f"{measure} loss", yscale="log")
     plots.rates(rates, {name: curve(found, _cell(name), TUNING, "valid_loss") for name in NAMES}, "validation loss")
     rates.set_yscale("log")
-    train.legend(fontsize=9)
+    plots.legend(train)
     return figure
 
 

@@ -94,7 +94,7 @@ def table(found: Found) -> Table:
     rows = []
     for k, a, w in VALLEYS:
         for name in METHODS:
-            mine = matching(found, {"k": k, "a": a, "w": w, "optimizer": name})
+            mine = _mine(found, k, a, w, name)
             usual = next((row for row in mine if row["momentum"] == MOMENTA[0]), None)
             if mine and usual:
                 rows.append([f"k={k:g} a={a:g} w={w:g}", name, *_said(usual), *_said(best(mine))])
@@ -106,6 +106,11 @@ def table(found: Found) -> Table:
 def best(rows: list[Row]) -> Row:
     """The row that arrives first, or else the deepest."""
     return min(rows, key=lambda row: Way([], row["loss"], row["reached"]).rank)
+
+
+def _mine(found: Found, k: float, a: float, w: float, name: str) -> list[Row]:
+    """The rows of a method on a valley."""
+    return [row for row in matching(found, {"k": k, "a": a, "w": w, "optimizer": name}) if "loss" in row]
 
 
 def _said(row: Row) -> list[str]:
@@ -120,7 +125,7 @@ def draw(found: Found) -> Figure:
     for plot, tuned in zip(axes, (False, True), strict=True):
         _contours(plot, k, a, w)
         for name in METHODS:
-            mine = matching(found, {"k": k, "a": a, "w": w, "optimizer": name})
+            mine = _mine(found, k, a, w, name)
             mine = mine if tuned else [row for row in mine if row["momentum"] == MOMENTA[0]]
             if mine:
                 row = best(mine)
@@ -132,7 +137,7 @@ def draw(found: Found) -> Figure:
         plot.plot(*START, "k*", markersize=11)
         plot.plot(0, 0, "kx", markersize=9, markeredgewidth=2)
         plot.set_title("momentum tuned too" if tuned else f"momentum {MOMENTA[0]}", loc="left")
-        plot.legend(loc="upper left", fontsize=9, frameon=True)
+        plots.legend(plot, loc="upper left", frameon=True)
     return figure
 
 

@@ -242,7 +242,7 @@ def draw(name: str, found: Found) -> Figure:
     lines = {arm + VIEWS[views[arm]]: [_by_stage(row["R"][str(views[arm])]) for row in rows[arm]] for arm in views}
     plots.curves(stages, lines, 1)
     stages.set(xlabel="experiences", ylabel="accuracy on the experiences so far", title=TITLES[name], ylim=(0, 1))
-    stages.legend(fontsize=8)
+    plots.legend(stages, 8)
     names = [str(i) for i in range(1, EXPERIENCES + 1)]
     for axes, arm in zip(matrices, SHOWN, strict=True):
         if rows.get(arm):

@@ -5,7 +5,6 @@ gradient of its own. All take turns in one process, round after round. The shape
 of the larger ones a few layers do, for the layers are alike.
 """
 
-import datetime
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,7 +71,6 @@ def run(cell: Cell) -> Row:
     fast, slow = seconds["M3, between slow updates"], seconds["M3, slow update at every step"]
     seconds[AVERAGE] = fast + (slow - fast) / FREQUENCY
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "layers": asked["layers"],
         "matrices": len(shapes),
         "parameters": sum(shape.numel() for shape in shapes),
@@ -96,7 +94,7 @@ def _ready(make: Callable[..., Optimizer], shapes: list[torch.Size], device: str
 
 def table(found: Found) -> Table:
     """Milliseconds, and ratios to torch's Muon."""
-    races = list(found.values())
+    races = [row for row in found.values() if "ratio" in row]
     columns = ["", *(text for row in races for text in (f"{row['shapes']} ms", "ratio"))]
     names = races[0]["milliseconds"] if races else ()
     rows = [
@@ -113,7 +111,7 @@ def table(found: Found) -> Table:
 
 def draw(found: Found) -> Figure:
     """Ratios to torch's Muon, a bar each."""
-    races = list(found.values())
+    races = [row for row in found.values() if "ratio" in row]
     figure, axes = plots.panels(max(1, len(races)), width=6.0)
     for axis, row in zip(axes, races, strict=False):
         names = list(row["ratio"])[::-1]

@@ -68,7 +68,7 @@ def draw(found: Found) -> Figure:
         lines = {name: curve(found, _cell(model, name), TUNING, "loss") for name in names()}
         plots.rates(rates, lines, "validation loss, nats a byte")
         rates.set_title(model)
-    axes[0].legend(fontsize=8)
+    plots.legend(axes[0], 8)
     return figure
 
 

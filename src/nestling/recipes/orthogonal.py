@@ -106,7 +106,7 @@ def draw(found: Found) -> Figure:
         left.set(yscale="log", xlabel="tasks learnt", ylabel="error on the first task", title=f"leak {leak:g}")
         plots.rates(right, lines, "mean error at the end")
         right.set(yscale="log", title=f"leak {leak:g}")
-    axes[0].legend(fontsize=9)
+    plots.legend(axes[0])
     return figure
 
 

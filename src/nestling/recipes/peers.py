@@ -148,7 +148,7 @@ def draw(found: Found) -> Figure:
     quality.set(xscale="log", xlabel=f"training tokens a second, {REFERENCE} = 1", ylabel=f"bits a byte at {LENGTH}")
     lines = {name: curve(found, _cell(name, TUNING_STEPS), (0,), "loss") for name in shown}
     plots.rates(rates, lines, f"loss after {TUNING_STEPS} steps, nats a byte")
-    rates.legend(fontsize=7, ncols=2)
+    plots.legend(rates, 7, ncols=2)
     return figure
 
 

@@ -54,10 +54,10 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def legend(axes: Axes, size: int = 9) -> None:
-    """The names of the lines, if there are any."""
+def legend(axes: Axes, size: int = 9, **options: Any) -> None:
+    """The names of the lines, if there are any; options: those of matplotlib's legend."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=size)
+        axes.legend(fontsize=size, **options)
 
 
 def colour(name: str, names: Sequence[str]) -> str:
