@@ -119,6 +119,12 @@ def test_a_model_with_a_maximum_length_and_one_of_transformers(folder, data, tmp
     ]
 
 
+def test_every_translation_is_of_a_language_of_its_own(folder):
+    lm = harness.load(folder, torch.device("cpu"), progress=False)
+    posed = asked.pose(lm, "translation-first", asked.Ask(2400, 3), None)
+    assert len({example.question.split()[0] for example in posed.examples}) == 3
+
+
 def test_errors_are_those_of_resampling(folder, data, monkeypatch):
     lm = harness.load(folder, torch.device("cpu"), progress=False)
     posed = asked.pose(lm, "squad", asked.Ask(), data)
@@ -135,7 +141,7 @@ def test_errors_are_those_of_resampling(folder, data, monkeypatch):
         (["FOLDER", "--tasks", "niah-single-1"], "length: the task 'niah-single-1' needs it"),
         (["FOLDER", "--tasks", "squad", "--length", "3"], "length: no example of 'squad' is as short as 3 tokens"),
         (["FOLDER", "--tasks", "squad", "--examples", "0"], "examples: 0 is not allowed"),
-        (["FOLDER", "--tasks", "drop"], "data_dir: '"),
+        (["FOLDER", "--tasks", "squad,drop"], "data_dir: '"),
         (["FOLDER", "--tasks", "niah-sing-1"], "did you mean niah-single-1"),
         (["--tasks", "squad"], "folder: none is given"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,7 +17,7 @@ from nestling.data.prose import open_prose
 from nestling.errors import InputError
 from nestling.evaluate.bootstrap import standard_error
 from nestling.evaluate.harness import CausalLM
-from nestling.evaluate.questions import IN_PROSE, TASKS, Example, Material, Task, answers
+from nestling.evaluate.questions import IN_PROSE, LANGUAGES, TASKS, Example, Material, Task, answers
 from nestling.models.base import NestlingForCausalLM
 
 
@@ -63,7 +63,7 @@ def pose(lm: CausalLM, name: str, ask: Ask, data_dir: Path | None) -> Posed:
     tokenizer: Any = lm.tokenizer if hasattr(lm.tokenizer, "eos_id") else _Counting(lm)
     task, material = TASKS[name], Material(tokenizer, open_prose(ask.text) if name in IN_PROSE else None, own)
     try:
-        examples = list(islice(task.examples(material, 0, ask.length), ask.examples))
+        examples = list(islice(_examples(task, material, ask.length), ask.examples))
     except InputError as error:  # what they call data is data_dir here
         text = str(error)
         raise InputError(f"data_dir{text.removeprefix('data')}" if text.startswith("data: ") else text) from None
@@ -71,6 +71,13 @@ def pose(lm: CausalLM, name: str, ask: Ask, data_dir: Path | None) -> Posed:
         raise InputError(f"length: no example of '{name}' is as short as {ask.length} tokens; give more.")
     few = f"{name}: there are {len(examples)} examples, not {ask.examples}."
     return Posed(task, material, examples, _source(examples, material), (few,) if len(examples) < ask.examples else ())
+
+
+def _examples(task: Task, material: Material, length: int | None) -> Iterator[Example]:
+    """Those of seed 0; where a seed makes the languages, one of each seed."""
+    if task.name in LANGUAGES:
+        return (next(task.examples(material, seed, length)) for seed in count())
+    return task.examples(material, 0, length)
 
 
 def _source(examples: Sequence[Example], material: Material) -> str:

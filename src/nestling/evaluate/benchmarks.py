@@ -54,29 +54,33 @@ def run(
     ask = ask or asked.Ask()
     _positive(length=ask.length, examples=ask.examples)
     tasks.check(names, data_dir)
-    shared = {"model": fingerprint(folder), "max_length": options.get("max_length")}
-    harnessed = {"limit": limit, "lm_eval": metadata.version("lm_eval")}
+    model = {"model": fingerprint(folder), "max_length": options.get("max_length")}
     found, lm, results, computed = read(out), None, {}, []
+    posed: dict[str, asked.Posed] = {}
+    for name in (name for name in names if name in questions.TASKS):  # all before any, so that what is missing is told
+        lm = lm or load(folder, device, **options)
+        posed[name] = asked.pose(lm, name, ask, data_dir)
     for name in names:
-        posed = None
-        if name in questions.TASKS:
-            lm = lm or load(folder, device, **options)
-            posed = asked.pose(lm, name, ask, data_dir)
-            asking = {k: v for k, v in asdict(ask).items() if k != "text" or name in questions.IN_PROSE}
-            cell = {"task": name, "source": posed.source, **shared, **asking}
-        else:
-            cell = {"task": name, "source": tasks.source(name, data_dir), **shared, **harnessed}
+        cell = {"task": name, **model, **_setting(name, posed.get(name), ask, data_dir, limit)}
         key = json.dumps(cell, sort_keys=True)
         if key not in found:
             lm = lm or load(folder, device, **options)
             begun = time.monotonic()
-            row = asked.measure(lm, posed) if posed else measure(lm, name, data_dir, limit)[0]
+            row = asked.measure(lm, posed[name]) if name in posed else measure(lm, name, data_dir, limit)[0]
             seconds = round(time.monotonic() - begun, 1)
             found[key] = {"key": key, **cell, **row, "seconds": seconds, "machine": machine}
             _append(out, found[key])
             computed.append(name)
         results[name] = found[key]
     return {"results": results, "computed": computed, "out": str(out)}
+
+
+def _setting(name: str, posed: asked.Posed | None, ask: asked.Ask, data_dir: Path | None, limit: int | None) -> Row:
+    """What decides a result besides the model."""
+    if posed is None:
+        return {"source": tasks.source(name, data_dir), "limit": limit, "lm_eval": metadata.version("lm_eval")}
+    asking = {k: v for k, v in asdict(ask).items() if k != "text" or name in questions.IN_PROSE}
+    return {"source": posed.source, **asking}
 
 
 def _positive(**numbers: int | None) -> None:

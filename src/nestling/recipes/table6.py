@@ -95,7 +95,7 @@ def table(scale: str, size: Size, found: Found) -> Table:
     notes = [
         f"{name}, {size.steps[name]:,} steps of {size.batch} x {size.length} tokens, learning rate {size.rate:g}, not "
         "tuned for each; every model has as many parameters as the others to 3%. Differences are taken seed by seed.",
-        "The paper's are models of another scale: perplexity and accuracy in percent, one run each.",
+        "The paper's are models of another scale: perplexity, and accuracy in percent.",
     ]
     return Table("Table 6: ablation of Hope", [*columns, "paper: ppl", "paper: acc"], lines, notes)
 

@@ -19,5 +19,19 @@ TASKS: dict[str, Task] = {task.name: task for group in GROUPS.values() for task 
 """By name; whoever is listed here inherits the tests of all tasks."""
 IN_PROSE = {task.name for task in (*NEEDLES, *BABILONG)}
 """Those that hide something in a text."""
+LANGUAGES = {task.name for task in TRANSLATION}
+"""Those whose languages are made up, by the seed."""
 
-__all__ = ["GROUPS", "IN_PROSE", "TASKS", "Example", "Material", "Task", "answers", "batch", "evaluate", "surprise"]
+__all__ = [
+    "GROUPS",
+    "IN_PROSE",
+    "LANGUAGES",
+    "TASKS",
+    "Example",
+    "Material",
+    "Task",
+    "answers",
+    "batch",
+    "evaluate",
+    "surprise",
+]
