@@ -62,7 +62,9 @@ def test_every_recipe_of_cells_is_known_by_the_name_of_its_study(everything):
     assert {"table5", "table5-gpu", "table5-paper", "fig4", "learning-text"} <= set(names)
 
 
-def test_every_recipe_has_a_table_before_its_first_run_and_where_all_runs_fail(everything):
+def test_every_recipe_has_a_table_before_its_first_run_and_where_all_runs_fail(everything, tmp_path, monkeypatch):
+    (tmp_path / "squad").mkdir()
+    monkeypatch.setenv("NESTLING_DATA", str(tmp_path))
     for one in (one for one in everything if one.scale == SCALES[0]):
         assert one.study.table({}).columns
         found = {}
@@ -150,7 +152,7 @@ def test_a_new_row_says_when_it_was_found(home):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("fig5", "or fig4?"), ("tabel5", "table5"), ("qqqq", "nestling recipe --list"), ("lerning", "learning")],
+    [("fig44", "mean fig4 or"), ("tabel5", "table5"), ("qqqq", "nestling recipe --list"), ("lerning", "learning")],
 )
 def test_an_unknown_name_is_refused_with_near_ones(home, capsys, name, said):
     line = refused(capsys, name)

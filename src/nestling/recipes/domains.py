@@ -89,7 +89,7 @@ ARMS: dict[str, Arm] = {
 REFERENCE = "fine-tuning"
 FEW = ("frozen", "fine-tuning", "replay", "three levels")
 """Arms of the models besides the first."""
-MODELS = {"transformer++": tuple(ARMS), "llama": FEW, "hope": FEW}
+MODELS = {"transformer++": tuple(ARMS), "llama": FEW}
 
 
 def cells(found: Found) -> Iterator[Cell]:

@@ -39,19 +39,21 @@ SIZES = {
 }
 
 
-def sets() -> dict[str, str]:
-    """The columns whose files are there, with their tasks. InputError where there are none."""
+def sets(found: Found) -> dict[str, str]:
+    """The columns whose files are there, with their tasks; without files those that were asked before."""
     folder = language.originals()
-    found = {c: name for c, name in (COLUMNS | BESIDE).items() if folder is not None and (folder / name).is_dir()}
-    if not found:
-        wanted = ", ".join((COLUMNS | BESIDE).values())
-        raise InputError(f"NESTLING_DATA: it names no folder that holds one of {wanted}; set it to one.")
-    return found
+    asked = {task for row in found.values() for task in row.get("tasks", ())}
+    every = COLUMNS | BESIDE
+    here = {c: name for c, name in every.items() if folder is not None and (folder / name).is_dir()}
+    return here or {column: name for column, name in every.items() if name in asked}
 
 
 def cells(size: Size, found: Found) -> Iterator[Cell]:
-    """All models, seed by seed."""
-    tasks = list(sets().values())
+    """All models, seed by seed. InputError where there is nothing to ask them."""
+    tasks = list(sets(found).values())
+    if not tasks:
+        wanted = ", ".join((COLUMNS | BESIDE).values())
+        raise InputError(f"NESTLING_DATA: it names no folder that holds one of {wanted}; set it to one.")
     for name in size.steps:
         for seed in size.seeds:
             yield from (size.cell(name, model) | {"tasks": tasks, "seed": seed} for model in PAPER)
@@ -76,7 +78,7 @@ def _asked(model: object, name: str, material: Material, size: Size) -> Row:
 
 def table(size: Size, found: Found) -> Table:
     """A line a model, and the paper's below."""
-    here, lines = sets(), []
+    here, lines = sets(found), []
     for name in size.steps:
         for model in PAPER:
             wanted = size.cell(name, model) | {"tasks": list(here.values())}
