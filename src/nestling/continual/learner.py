@@ -233,23 +233,13 @@ class Learner:
         ids = self._ids(text)
         known = given if len(given) else ids[:1]
         targets = ids if len(given) else ids[1:]
-        if not len(targets):
-            return Score(0.0, 0, self.encoder.size(targets))
-        nats, fed = 0.0, torch.cat((known, targets[:-1]))
-        rest = torch.cat((given.new_full((max(len(known) - 1, 0),), -1), targets))
-        for inputs, wanted in zip(fed.split(self.segment), rest.split(self.segment), strict=True):
-            rows = reader.feed(inputs.to(self.device))
-            chosen = rows.gather(1, wanted.clamp(min=0).to(rows.device)[:, None])[:, 0]
-            nats -= chosen[wanted >= 0].double().sum().item()
-        return Score(nats, len(targets), self.encoder.size(targets, known))
+        return Score(reader.nats(known, targets), len(targets), self.encoder.size(targets, known))
 
     def logits(self, text: Text, fresh: bool = False, recall: str | int | None = None) -> Tensor:
         """Log-probabilities (n, V) of what follows each of the n tokens of `text`; as `score`."""
         reader, given = self._reader(fresh, recall)
         ids = self._ids(text)
-        fed = torch.cat((given, ids))
-        rows = [reader.feed(part.to(self.device)) for part in fed.split(self.segment)]
-        return torch.cat(rows)[len(given) :]
+        return reader.rows(torch.cat((given, ids)))[len(given) :]
 
     def generate(
         self,
@@ -279,18 +269,10 @@ class Learner:
         if not len(fed):
             raise InputError("prompt is empty, and nothing was read: give at least one token to go on from.")
         source = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        for part in fed.split(self.segment):
-            rows = reader.feed(part.to(self.device))
-        new: list[int] = []
-        while len(new) < max_new_tokens:
-            new.append(int(draw(rows[-1], temperature, top_k, source)))  # pyright: ignore[reportPossiblyUnboundVariable]
-            if new[-1] == self.encoder.stop:
-                break
-            rows = reader.feed(torch.tensor(new[-1:], device=self.device))
-        ids = torch.tensor(new, dtype=torch.int64)
+        ids = reader.write(fed, max_new_tokens, self.encoder.stop, lambda row: draw(row, temperature, top_k, source))
         if self.encoder.tokenizer is None:
             return ids
-        return self.encoder.decode(ids[:-1] if new and new[-1] == self.encoder.stop else ids)
+        return self.encoder.decode(ids[:-1] if len(ids) and ids[-1] == self.encoder.stop else ids)
 
     def _views(self, recall: str | int | None) -> list[int]:
         recall = self.recall if recall is None else recall

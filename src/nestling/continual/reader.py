@@ -8,7 +8,7 @@ Letters: K views, m tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,7 @@ class Reader:
         self, model: nn.Module, layers: dict[str, Linear], memory: StreamMemory, context: Context, views: Sequence[int]
     ):
         self.model, self.layers, self.memory = model, layers, memory
+        self.segment, self.device = context.segment, next(model.parameters()).device
         self.views = [(view, context.twin()) for view in views]
         self.weights: Tensor | None = None
         self.last: Tensor | None = None
@@ -84,8 +85,35 @@ class Reader:
                 own.cache, own.seen, recent, own.recent = None, 0, own.recent, None
                 self._read(view, own, recent)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Log-probabilities (n, V) of what follows each of ids (n,), any number of them."""
+        return torch.cat([self.feed(part) for part in ids.split(self.segment)])
+
+    def nats(self, known: Tensor, targets: Tensor) -> float:
+        """The sum of nats of targets (n,) behind the ids `known`, of which there is at least one."""
+        if not len(targets):
+            return 0.0
+        total, fed = 0.0, torch.cat((known, targets[:-1]))
+        wanted = torch.cat((targets.new_full((len(known) - 1,), -1), targets))
+        for inputs, each in zip(fed.split(self.segment), wanted.split(self.segment), strict=True):
+            rows = self.feed(inputs)
+            chosen = rows.gather(1, each.clamp(min=0).to(rows.device)[:, None])[:, 0]
+            total -= chosen[each >= 0].double().sum().item()
+        return total
+
+    def write(self, ids: Tensor, count: int, stop: int | None, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """At most `count` new ids behind ids (n,), up to and with `stop`; `choose` takes one by its row (V,)."""
+        row, new = self.rows(ids)[-1], []
+        while len(new) < count:
+            new.append(int(choose(row)))
+            if new[-1] == stop:
+                break
+            row = self.feed(torch.tensor(new[-1:]))[-1]
+        return torch.tensor(new, dtype=torch.int64)
+
     def feed(self, ids: Tensor) -> Tensor:
         """Log-probabilities (m, V) of what follows each of ids (m,), m at most a segment."""
+        ids = ids.to(self.device)
         rows = torch.stack([self._read(view, context, ids[None]) for view, context in self.views])
         if len(rows) == 1:
             return rows[0]
