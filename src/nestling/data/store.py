@@ -136,8 +136,13 @@ def _ready(folder: Path) -> Store | None:
         return None
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $NESTLING_CACHE, or ~/.cache/nestling."""
+    return Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
+
+
 def _place(source: Source, tokenizer: Tokenizer, cache: str | Path | None, limit: int | None) -> Path:
-    root = Path(cache or os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
+    root = Path(cache).expanduser() if cache else cache_folder()
     key = digest(FORMAT, source.fingerprint, tokenizer.fingerprint, limit, HELD_OUT)[:16]
     label = re.sub(r"[^A-Za-z0-9]+", "-", source.name)[-40:].strip("-")
     return root / f"{label}-{key}"

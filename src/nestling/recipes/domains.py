@@ -1,12 +1,11 @@
 """A stream of domains: what levels learn and keep, beside fine-tuning and its known remedies.
 
 A small model pre-trained on Python source reads C++, then English, then other Python source, and is scored on held-out
-files of all three after each. All settings were chosen by the tuning files and stream of seed 100 with one model; the
-report has other files, streams and models. Several processes may share the study.
+files of all three after each. All settings were chosen on tuning files and a stream of their own with the model of seed
+0; the report has other files and streams, and two models more. Several processes may share the study.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +28,7 @@ from nestling.continual.scenario import Scenario, domains
 from nestling.continual.scores import retained_share
 from nestling.continual.stacking import stack_levels
 from nestling.data import ByteTokenizer, batch, open_store
+from nestling.data.store import cache_folder
 from nestling.recipes import plots, plots_continual
 from nestling.recipes.cells import Cell, Found, Row, Study, Table, matching
 from nestling.train.config import TrainConfig, learning_rate
@@ -185,8 +185,7 @@ def _bits(said: Tensor) -> float:
 
 def pretrained(kind: str, seed: int) -> Any:
     """A nano model trained on Python source, kept in the folder of caches; trained now where it is not there."""
-    root = Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
-    folder = root / "runs" / f"domains-{kind}-{seed}"
+    folder = cache_folder() / "runs" / f"domains-{kind}-{seed}"
     config = TrainConfig(
         model="transformer++" if kind == "llama" else kind,
         data="python",

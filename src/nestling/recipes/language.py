@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nestling import models
+from nestling.data.store import cache_folder
 from nestling.evaluate import local
 from nestling.files import present, replacing
 from nestling.models.registry import configuration
@@ -114,8 +115,7 @@ def _text(data_dir: Path | None, size: int) -> str:
     packed = present(data_dir / "books" / "train.txt") if data_dir else None
     if packed is None:
         return "english"
-    root = Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
-    path = root / "texts" / f"books-{size}.txt"
+    path = cache_folder() / "texts" / f"books-{size}.txt"
     if not path.is_file():
         begun = local.content(packed, size).decode("utf-8", "ignore")
         with replacing(path) as scratch:

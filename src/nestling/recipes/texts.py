@@ -6,10 +6,8 @@ seconds. Letters: N texts, n tokens of one, D features.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from nestling import models
 from nestling.data import load_tokenizer, open_store
 from nestling.data.intents import Example
+from nestling.data.store import cache_folder
 from nestling.errors import InputError
 from nestling.train.config import TrainConfig
 from nestling.train.loop import train
@@ -35,8 +34,7 @@ SMALLEST = 1e-3
 
 def pretrained() -> tuple[Any, Any]:
     """The language model and its tokenizer, from the folder of caches; trained now where they are not there."""
-    root = Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling").expanduser()
-    folder = root / "runs" / f"intents-{MODEL}"
+    folder = cache_folder() / "runs" / f"intents-{MODEL}"
     config = TrainConfig(
         model=MODEL,
         size="nano",
